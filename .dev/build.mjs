@@ -1,0 +1,31 @@
+// Compiles src to dist: the library file by file (with types), the command line as one CommonJS file a verb, because
+// Node starts a bundled CommonJS file fastest and every verb should load only its own code.
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { root, run } from './common.mjs';
+import { readdirSync } from 'node:fs';
+
+rmSync(join(root, 'dist'), { recursive: true, force: true });
+rmSync(join(root, '.cache', 'build.tsbuildinfo'), { force: true });
+run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', join(root, '.dev', 'tsconfig.build.json')]);
+
+const { build } = await import('esbuild');
+const commands = readdirSync(join(root, 'src', 'cli', 'command')).map((name) => `src/cli/command/${name}`);
+await build({
+  absWorkingDir: root,
+  entryPoints: ['src/cli/main.ts', ...commands],
+  outdir: 'dist/cli',
+  outbase: 'src/cli',
+  outExtension: { '.js': '.cjs' },
+  bundle: true,
+  platform: 'node',
+  format: 'cjs',
+  target: 'node20',
+  minify: true,
+  keepNames: true,
+  legalComments: 'none',
+  external: ['fs-ext'],
+  define: { 'import.meta.url': 'importMetaUrl' },
+  banner: { js: "const importMetaUrl = require('node:url').pathToFileURL(__filename).href;" },
+  logLevel: 'warning',
+});

@@ -1,0 +1,54 @@
+import { fileURLToPath } from 'node:url';
+import tseslint from 'typescript-eslint';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+
+/** The rooms whose code may work on bits: codecs of halves and bytes, never of offsets. */
+const BITWISE = [
+  'src/core/bytes.ts',
+  'src/format/qcow2/**',
+  'src/native/**',
+  'src/storage/open.ts',
+  'src/core/extent.ts',
+  'src/format/image.ts',
+  'src/format/status.ts',
+  'src/format/open.ts',
+  'src/format/raw/driver.ts',
+  'src/op/info.ts',
+];
+
+export default tseslint.config(
+  { ignores: ['dist/**', 'native/target/**', '.cache/**', 'fixtures/**', '.dev/**', 'node_modules/**'] },
+  ...tseslint.configs.strictTypeChecked,
+  {
+    languageOptions: { parserOptions: { project: `${root}/tsconfig.json`, tsconfigRootDir: root } },
+    linterOptions: { reportUnusedDisableDirectives: 'error' },
+    rules: {
+      '@typescript-eslint/only-throw-error': 'off',
+      '@typescript-eslint/prefer-promise-reject-errors': 'off',
+      '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_' }],
+      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: false }],
+      '@typescript-eslint/return-await': ['error', 'error-handling-correctness-only'],
+      eqeqeq: 'error',
+      'no-console': 'error',
+      'no-restricted-syntax': [
+        'error',
+        { selector: 'TSEnumDeclaration', message: 'erasable syntax only' },
+        { selector: "BinaryExpression[operator='%'][right.name=/[sS]ize/]", message: 'use isAligned or offsetIn' },
+      ],
+    },
+  },
+  {
+    files: ['src/**/*.ts'],
+    ignores: BITWISE,
+    rules: { 'no-bitwise': 'error' },
+  },
+  {
+    files: ['test/**/*.ts', 'bench/**/*.ts'],
+    rules: {
+      'no-console': 'off',
+      '@typescript-eslint/no-non-null-assertion': 'off',
+      'no-restricted-syntax': 'off',
+    },
+  },
+);

@@ -1,0 +1,37 @@
+// Installs, builds the addon (when cargo is there) and the TypeScript. Does nothing where nothing changed.
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { hashOf, have, once, root, run } from './common.mjs';
+
+const abi = `${process.platform}-${process.arch}-${process.versions.modules}`;
+const npm = process.platform === 'win32' ? 'npm.cmd' : 'npm';
+
+// Modules that compile on install (fs-ext) find the headers of this very Node, when it brought them.
+const prefix = dirname(dirname(process.execPath));
+const env = existsSync(join(prefix, 'include', 'node', 'node.h'))
+  ? { ...process.env, npm_config_nodedir: prefix }
+  : process.env;
+
+const installed = once('install', hashOf(['package.json', 'package-lock.json'], abi), () => {
+  console.log('spindle: installing packages');
+  run(npm, ['ci', '--no-fund', '--no-audit', '--loglevel=error'], { env });
+});
+if (!installed && !existsSync(join(root, 'node_modules'))) run(npm, ['ci', '--loglevel=error'], { env });
+
+const addonOff = process.env.SPINDLE_ADDON === 'off';
+if (addonOff) {
+  console.log('spindle: SPINDLE_ADDON=off, running on the TypeScript twins');
+} else if (have('cargo')) {
+  const sources = ['native/src', 'native/Cargo.toml', 'native/Cargo.lock', 'native/build.rs'];
+  once('addon', hashOf(sources, process.platform, process.arch), () => {
+    console.log('spindle: building the addon');
+    run(npm, ['run', '--silent', 'build:native']);
+  });
+} else {
+  console.log('spindle: no cargo here, so no addon; running on the TypeScript twins (slower, same bytes)');
+}
+
+once('build', hashOf(['src', 'tsconfig.json', '.dev/tsconfig.build.json', '.dev/build.mjs', 'package-lock.json']), () => {
+  console.log('spindle: building the TypeScript');
+  run(process.execPath, [join(root, '.dev', 'build.mjs')]);
+});
