@@ -1,0 +1,98 @@
+/**
+ * Stable codes of every {@link SpindleError}. A code names what is wrong; the message says where and what to do.
+ * Codes never change meaning within a major version; messages may.
+ */
+export type ErrorCode =
+  // the image
+  | 'BAD_MAGIC' // not an image of the format that was asked for
+  | 'UNSUPPORTED_VERSION' // a version of the format that spindle does not know
+  | 'UNKNOWN_FEATURE' // an incompatible feature bit that spindle does not know
+  | 'BAD_HEADER' // a header field that breaks the format
+  | 'BAD_EXTENSION' // a header extension that breaks the format
+  | 'BAD_TABLE' // L1 or refcount table misplaced or impossible
+  | 'BAD_ENTRY' // an L1, L2 or refcount table entry that breaks the format
+  | 'BAD_SNAPSHOT' // the snapshot table, or a snapshot in it
+  | 'BAD_BITMAP' // the bitmap directory, or a bitmap in it
+  | 'BAD_ENCRYPTION' // the encryption header
+  | 'BAD_COMPRESSED' // a compressed cluster that does not decompress
+  | 'CORRUPT' // the image is marked corrupt
+  | 'LIMIT' // larger than the format, or spindle, allows
+  | 'ENCRYPTED' // data cannot be read without a secret
+  // references
+  | 'BACKING_NOT_FOUND'
+  | 'BACKING_DENIED' // the caller's gate refused to open the reference
+  | 'BACKING_LOOP'
+  | 'BACKING_TOO_DEEP'
+  | 'DATA_FILE_NOT_FOUND'
+  | 'DATA_FILE_DENIED'
+  // the host
+  | 'NOT_FOUND'
+  | 'EXISTS'
+  | 'PERMISSION'
+  | 'NOT_A_FILE' // a directory, socket or other thing that cannot hold an image
+  | 'IN_USE' // locked by another process
+  | 'NO_SPACE'
+  | 'IO'
+  | 'READ_ONLY'
+  | 'OUT_OF_RANGE' // beyond the end of a storage
+  | 'UNSUPPORTED' // neither the platform nor the storage can do it
+  | 'CLOSED'
+  | 'ABORTED'
+  // the request
+  | 'BAD_OPTION' // an option or a combination of options that makes no sense
+  | 'BAD_SIZE'
+  | 'UNKNOWN_FORMAT'
+  | 'SNAPSHOT_NOT_FOUND';
+
+/** Where in an image something is wrong: the structure, its field, and the host offset in bytes. */
+export interface ErrorPlace {
+  readonly structure: string;
+  readonly field?: string;
+  readonly offset?: number;
+}
+
+/** What a {@link SpindleError} may carry besides its code and message. */
+export interface ErrorDetails {
+  readonly path?: string | undefined;
+  readonly at?: ErrorPlace | undefined;
+  readonly cause?: unknown;
+}
+
+/**
+ * The one error that spindle throws for anything but programmer mistakes (those are TypeError and RangeError).
+ * `code` is stable API; `message` is prose for people.
+ */
+export class SpindleError extends Error {
+  readonly code: ErrorCode;
+  readonly at: ErrorPlace | undefined;
+  path: string | undefined;
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = 'SpindleError';
+    this.code = code;
+    this.at = details.at;
+    this.path = details.path;
+  }
+}
+
+/** Whether `error` is a {@link SpindleError}, of the given code when one is named. */
+export function isSpindleError(error: unknown, code?: ErrorCode): error is SpindleError {
+  return error instanceof SpindleError && (code === undefined || error.code === code);
+}
+
+/** A {@link SpindleError} about a structure of an image. `offset` is the host offset in bytes. */
+export function formatError(
+  code: ErrorCode,
+  structure: string,
+  message: string,
+  where: { field?: string; offset?: number; cause?: unknown } = {},
+): SpindleError {
+  const at: ErrorPlace = {
+    structure,
+    ...(where.field === undefined ? {} : { field: where.field }),
+    ...(where.offset === undefined ? {} : { offset: where.offset }),
+  };
+  const place = where.offset === undefined ? '' : ` (at offset ${String(where.offset)})`;
+  return new SpindleError(code, `${structure}: ${message}${place}`, { at, cause: where.cause });
+}

@@ -1,0 +1,66 @@
+/** `shared` holders of overlapping ranges run together; an `exclusive` one runs alone on its range. */
+export type LockMode = 'shared' | 'exclusive';
+
+interface Holder {
+  readonly at: number;
+  readonly end: number;
+  readonly exclusive: boolean;
+  /** Earlier holders that must leave first. */
+  blockers: number;
+  /** Later holders that wait for this one. */
+  readonly waiters: Holder[];
+  start: (() => void) | undefined;
+}
+
+/**
+ * Serialises work on overlapping ranges of bytes and lets work on disjoint ones run together.
+ *
+ * Fair: work waits for all conflicting work that came before it, running or waiting, and for nothing that came after,
+ * so a stream of shared holders cannot starve an exclusive one. Not re-entrant: work that asks for a conflicting range
+ * again waits for itself for ever.
+ */
+export class RangeLock {
+  readonly #holders = new Set<Holder>();
+
+  /**
+   * Runs `work` while holding `length` bytes at `at`, and gives its result. An empty range waits for nothing; for
+   * "everything from here" pass a length of Infinity.
+   */
+  async run<T>(at: number, length: number, mode: LockMode, work: () => Promise<T>): Promise<T> {
+    const holder = this.#enter(at, length, mode === 'exclusive');
+    if (holder.blockers > 0) {
+      await new Promise<void>((resolve) => {
+        holder.start = resolve;
+      });
+    }
+    try {
+      return await work();
+    } finally {
+      this.#leave(holder);
+    }
+  }
+
+  #enter(at: number, length: number, exclusive: boolean): Holder {
+    const holder: Holder = { at, end: at + length, exclusive, blockers: 0, waiters: [], start: undefined };
+    for (const earlier of this.#holders) {
+      if (conflict(earlier, holder)) {
+        earlier.waiters.push(holder);
+        holder.blockers++;
+      }
+    }
+    if (length > 0) this.#holders.add(holder);
+    return holder;
+  }
+
+  #leave(holder: Holder): void {
+    this.#holders.delete(holder);
+    for (const waiter of holder.waiters) {
+      waiter.blockers--;
+      if (waiter.blockers === 0) waiter.start?.();
+    }
+  }
+}
+
+function conflict(a: Holder, b: Holder): boolean {
+  return (a.exclusive || b.exclusive) && a.at < b.end && b.at < a.end && b.at < b.end;
+}
