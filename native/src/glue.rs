@@ -1,0 +1,208 @@
+//! What JavaScript sees. Numbers come as doubles and are checked here; blocking work goes to the thread pool. Failures
+//! cross as `ERRNO:<number>:<call>`, damaged compressed data as `BAD_COMPRESSED:<reason>`.
+
+use crate::failure::{Failure, Outcome, descriptor, whole};
+use crate::{allocate, buffer, codec, device, lock, sparse, zero};
+use napi::bindgen_prelude::{
+    AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
+};
+use napi::{Env, Error, Result, Task};
+use napi_derive::napi;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Work for the thread pool; its result is made a JavaScript value on the main thread.
+pub struct Job<T>(Option<Box<dyn FnOnce() -> Result<T> + Send>>);
+
+impl<T: ToNapiValue + TypeName + Send + 'static> Task for Job<T> {
+    type Output = T;
+    type JsValue = T;
+
+    fn compute(&mut self) -> Result<T> {
+        let work = self.0.take().ok_or_else(|| error("ERRNO:5:run twice"))?;
+        // Nothing here panics by design; should it, Node must not be taken along.
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(error("ERRNO:5:panic")))
+    }
+
+    fn resolve(&mut self, _env: Env, output: T) -> Result<T> {
+        Ok(output)
+    }
+}
+
+fn error(reason: impl Display) -> Error {
+    Error::from_reason(reason.to_string())
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        error(failure)
+    }
+}
+
+type Promise<T> = AsyncTask<Job<T>>;
+
+fn job<T>(work: impl FnOnce() -> Outcome<T> + Send + 'static) -> Promise<T>
+where
+    T: ToNapiValue + TypeName + Send + 'static,
+{
+    AsyncTask::new(Job(Some(Box::new(move || work().map_err(error)))))
+}
+
+fn doubles(values: impl IntoIterator<Item = u64>) -> Float64Array {
+    values
+        .into_iter()
+        .map(|value| value as f64)
+        .collect::<Vec<_>>()
+        .into()
+}
+
+/// Modes: 0 reserve, 1 reserve-keep-size, 2 punch, 3 zero-range.
+#[napi]
+pub fn fallocate(fd: f64, mode: f64, offset: f64, length: f64) -> Promise<()> {
+    job(move || {
+        const CALL: &str = "fallocate";
+        let mode = allocate::Mode::from_number(mode)?;
+        allocate::fallocate(
+            descriptor(fd)?,
+            mode,
+            whole(offset, CALL)?,
+            whole(length, CALL)?,
+        )
+    })
+}
+
+/// Resolves to the way (0 offload, 1 direct, 2 buffered) and the bytes written.
+#[napi]
+pub fn write_zeroes(fd: f64, offset: f64, length: f64) -> Promise<Float64Array> {
+    job(move || {
+        const CALL: &str = "pwrite";
+        let report =
+            zero::write_zeroes(descriptor(fd)?, whole(offset, CALL)?, whole(length, CALL)?)?;
+        Ok(doubles([report.way as u64, report.written]))
+    })
+}
+
+/// Resolves to start, end, start, end...
+#[napi]
+pub fn data_extents(fd: f64, offset: f64, length: f64, limit: f64) -> Promise<Float64Array> {
+    job(move || {
+        const CALL: &str = "lseek";
+        let (offset, length, limit) = (
+            whole(offset, CALL)?,
+            whole(length, CALL)?,
+            whole(limit, CALL)?,
+        );
+        Ok(doubles(sparse::data_runs(
+            descriptor(fd)?,
+            offset,
+            length,
+            limit,
+        )?))
+    })
+}
+
+/// Resolves to logical, physical, length, kind for each extent; bits of kind: 1 unwritten, 2 shared, 4 delayed,
+/// 8 encoded.
+#[napi]
+pub fn fiemap(fd: f64, offset: f64, length: f64, limit: f64, sync: bool) -> Promise<Float64Array> {
+    job(move || {
+        const CALL: &str = "ioctl FIEMAP";
+        let (offset, length, limit) = (
+            whole(offset, CALL)?,
+            whole(length, CALL)?,
+            whole(limit, CALL)?,
+        );
+        let found = sparse::fiemap(descriptor(fd)?, offset, length, limit, sync)?;
+        let bit = |flags: u32, mask: u32, bit: u64| if flags & mask == 0 { 0 } else { bit };
+        Ok(doubles(found.iter().flat_map(|extent| {
+            let kind = bit(extent.flags, sparse::UNWRITTEN, 1)
+                | bit(extent.flags, sparse::SHARED, 2)
+                | bit(extent.flags, sparse::DELAYED, 4)
+                | bit(extent.flags, sparse::NOT_PLAIN, 8);
+            [extent.logical, extent.physical, extent.length, kind]
+        })))
+    })
+}
+
+#[napi]
+pub fn zero_units(bytes: &[u8], granularity: f64) -> Result<Uint8Array> {
+    let granularity = usize::try_from(whole(granularity, "zeroUnits")?)
+        .unwrap_or(usize::MAX)
+        .max(1);
+    Ok(zero::zero_units(bytes, granularity).into())
+}
+
+/// Resolves to size, logical sector, physical sector.
+#[napi]
+pub fn device_info(fd: f64) -> Promise<Float64Array> {
+    job(move || {
+        let info = device::info(descriptor(fd)?)?;
+        Ok(doubles([
+            info.size,
+            info.logical_sector.into(),
+            info.physical_sector.into(),
+        ]))
+    })
+}
+
+#[napi]
+pub fn device_discard(fd: f64, offset: f64, length: f64) -> Promise<()> {
+    job(move || {
+        const CALL: &str = "ioctl BLKDISCARD";
+        device::discard(descriptor(fd)?, whole(offset, CALL)?, whole(length, CALL)?)
+    })
+}
+
+#[napi]
+pub fn device_zero_out(fd: f64, offset: f64, length: f64) -> Promise<()> {
+    job(move || {
+        const CALL: &str = "ioctl BLKZEROOUT";
+        device::zero_out(descriptor(fd)?, whole(offset, CALL)?, whole(length, CALL)?)
+    })
+}
+
+#[napi]
+pub fn aligned_buffer(env: &Env, size: f64, alignment: f64) -> Result<BufferSlice<'_>> {
+    const CALL: &str = "alignedBuffer";
+    let mut memory = buffer::Aligned::zeroed(whole(size, CALL)?, whole(alignment, CALL)?)?;
+    let (start, length) = (memory.as_mut_ptr(), memory.len());
+    // SAFETY: the memory moves into the finalizer, which runs when JavaScript has let go of the buffer.
+    unsafe { BufferSlice::from_external(env, start, length, memory, |_env, memory| drop(memory)) }
+}
+
+#[napi]
+pub fn lock_bytes(fd: f64, bytes: Vec<f64>) -> Result<()> {
+    Ok(lock::lock(descriptor(fd)?, &offsets(&bytes)?)?)
+}
+
+#[napi]
+pub fn unlock_bytes(fd: f64, bytes: Vec<f64>) -> Result<()> {
+    Ok(lock::unlock(descriptor(fd)?, &offsets(&bytes)?)?)
+}
+
+/// The byte, or -1.
+#[napi]
+pub fn find_locked(fd: f64, bytes: Vec<f64>) -> Result<f64> {
+    let found = lock::find_locked(descriptor(fd)?, &offsets(&bytes)?)?;
+    Ok(found.map_or(-1.0, |byte| byte as f64))
+}
+
+fn offsets(bytes: &[f64]) -> Outcome<Vec<u64>> {
+    bytes
+        .iter()
+        .map(|byte| whole(*byte, "fcntl F_OFD_SETLK"))
+        .collect()
+}
+
+/// The caller must not touch `into` before the promise settles.
+#[napi]
+pub fn zstd_decompress(source: Uint8Array, into: Uint8Array) -> Promise<()> {
+    // Both hold references, so that the memory outlives the work.
+    let mut into = into;
+    AsyncTask::new(Job(Some(Box::new(move || {
+        // SAFETY: JavaScript lends the buffer until the promise settles.
+        let target = unsafe { into.as_mut() };
+        codec::decompress(&source, target)
+            .map_err(|damage| error(format!("BAD_COMPRESSED:{}", damage.reason())))
+    }))))
+}

@@ -1,0 +1,41 @@
+/*
+ * Checks of the numbers that come in, the same for the addon and the twins: a bad one is the caller's mistake, and
+ * never reaches a system call.
+ */
+
+/** @throws RangeError unless `fd` is a whole number from 0 to 2^31 - 1 */
+export function checkDescriptor(fd: number): void {
+  if (!(Number.isInteger(fd) && fd >= 0 && fd <= 0x7fff_ffff)) {
+    throw new RangeError(`a file descriptor is a whole number from 0, not ${String(fd)}`);
+  }
+}
+
+/** @throws RangeError unless `value` is a whole number from `least` to 2^53 - 1; `name` is for the message */
+export function checkWhole(name: string, value: number, least = 0): void {
+  if (!(Number.isSafeInteger(value) && value >= least)) {
+    throw new RangeError(`${name} is a whole number from ${String(least)} to 2^53 - 1, not ${String(value)}`);
+  }
+}
+
+/** @throws RangeError unless descriptor, offset and length are sound, and offset + length too */
+export function checkSpan(fd: number, offset: number, length: number): void {
+  checkDescriptor(fd);
+  checkWhole('offset', offset);
+  checkWhole('length', length);
+  checkWhole('offset + length', offset + length);
+}
+
+/** @throws RangeError unless every byte offset to be locked is sound */
+export function checkBytes(fd: number, bytes: readonly number[]): void {
+  checkDescriptor(fd);
+  for (const byte of bytes) checkWhole('a byte to lock', byte);
+}
+
+/** @throws RangeError unless `size` is 1 to 2^32 - 1 and `alignment` is a power of two up to 2^30 */
+export function checkBuffer(size: number, alignment: number): void {
+  checkWhole('size', size, 1);
+  if (size > 0xffff_ffff) throw new RangeError(`a buffer is smaller than 4 GiB, not ${String(size)} bytes`);
+  if (!(alignment >= 1 && alignment <= 2 ** 30 && Number.isInteger(Math.log2(alignment)))) {
+    throw new RangeError(`an alignment is a power of two up to 2^30, not ${String(alignment)}`);
+  }
+}

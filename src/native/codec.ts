@@ -1,0 +1,51 @@
+import { constants, createInflateRaw } from 'node:zlib';
+import type { Codec } from '../core/codec.ts';
+import { SpindleError } from '../core/errors.ts';
+
+/** Decompression for Node: deflate by node:zlib, on its thread pool, and zstd by the addon or its twin. */
+export const nodeCodec: Codec = {
+  inflate,
+  async zstd(source, into) {
+    const { native } = await import('./binding.ts');
+    await native().zstdDecompress(source, into);
+  },
+};
+
+/** zlib takes no smaller output buffer. */
+const MIN_CHUNK = 64;
+
+/*
+ * One pass, whose output buffer is exactly the cluster. The one-shot functions of node:zlib will not do: a stream that
+ * goes on past the cluster makes them fail, and a larger buffer would decode (and fail on) bytes that nobody asked for.
+ */
+function inflate(source: Uint8Array, into: Uint8Array): Promise<void> {
+  if (into.length === 0) return Promise.resolve();
+  return new Promise((resolve, reject) => {
+    const stream = createInflateRaw({
+      chunkSize: Math.max(MIN_CHUNK, into.length),
+      windowBits: 15,
+      // No complaint about a source that was cut short: whether enough came out is what counts.
+      finishFlush: constants.Z_SYNC_FLUSH,
+    });
+    let filled = 0;
+    stream.on('data', (chunk: Uint8Array) => {
+      const part = chunk.subarray(0, into.length - filled);
+      into.set(part, filled);
+      filled += part.length;
+      if (filled < into.length) return;
+      stream.destroy();
+      resolve();
+    });
+    stream.on('error', (error) => {
+      reject(damaged(error.message, error));
+    });
+    stream.on('end', () => {
+      reject(damaged(`the stream ends after ${String(filled)} of ${String(into.length)} bytes`));
+    });
+    stream.end(source);
+  });
+}
+
+function damaged(reason: string, cause?: unknown): SpindleError {
+  return new SpindleError('BAD_COMPRESSED', `deflate: ${reason}`, { cause });
+}

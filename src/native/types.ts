@@ -1,0 +1,102 @@
+/**
+ * The functions that only native code can do, or can do fast. Each takes an open descriptor or a buffer, holds no
+ * policy, and exists twice: in the Rust addon and as a TypeScript twin (`fallback.ts`). All offsets, lengths and sizes
+ * are bytes. Failures are SpindleError (NO_SPACE, UNSUPPORTED, IO, PERMISSION...), whichever of the two runs.
+ */
+export interface Native {
+  /** `addon`, or `twin` for the TypeScript twins. */
+  readonly kind: 'addon' | 'twin';
+
+  /**
+   * fallocate(2). `reserve` allocates unwritten blocks and grows the file when the range passes its end;
+   * `reserve-keep-size` never grows it; `punch` makes a hole; `zero-range` makes the range read as zeroes,
+   * keeping it allocated (as unwritten extents), and never changes the size.
+   * @throws UNSUPPORTED when the file system cannot, NO_SPACE
+   */
+  fallocate(fd: number, mode: FallocateMode, offset: number, length: number): Promise<void>;
+
+  /**
+   * Writes zeroes physically: afterwards the range is allocated and written, not reserved. The file grows when the
+   * range passes its end. Not durable until fsync.
+   */
+  writeZeroes(fd: number, offset: number, length: number): Promise<ZeroReport>;
+
+  /**
+   * Data runs of a descriptor within the range as `[start, end, start, end, ...]`, by SEEK_DATA and SEEK_HOLE, at most
+   * `limit` runs. What lies between is holes. When `limit` runs were found the answer may be incomplete past the last.
+   */
+  dataExtents(fd: number, offset: number, length: number, limit: number): Promise<number[]>;
+
+  /**
+   * FIEMAP: what the file system holds under the range, ascending, at most `limit` extents; `sync` writes delayed
+   * blocks out first, so that their state is settled.
+   * @throws UNSUPPORTED where the file system has no FIEMAP
+   */
+  fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<FiemapExtent[]>;
+
+  /**
+   * One byte a unit of `granularity` bytes of `buffer`: 1 where all bytes of the unit are zero, else 0.
+   * The last unit may be short.
+   */
+  zeroUnits(buffer: Uint8Array, granularity: number): Uint8Array;
+
+  /** Size and sector sizes of a block device. @throws UNSUPPORTED when `fd` is none */
+  deviceInfo(fd: number): Promise<DeviceInfo>;
+
+  /** BLKDISCARD. @throws UNSUPPORTED */
+  deviceDiscard(fd: number, offset: number, length: number): Promise<void>;
+
+  /** BLKZEROOUT: the device zeroes by itself where it can, else the kernel writes zeroes. @throws UNSUPPORTED */
+  deviceZeroOut(fd: number, offset: number, length: number): Promise<void>;
+
+  /** A zeroed buffer whose address is a multiple of `alignment`, for O_DIRECT. @throws UNSUPPORTED (twin) */
+  alignedBuffer(size: number, alignment: number): Uint8Array;
+
+  /**
+   * Takes shared open-file-description locks on single bytes of the file (fcntl F_OFD_SETLK, F_RDLCK).
+   * They last until the descriptor closes. @throws UNSUPPORTED (twin, or the file system)
+   */
+  lockBytes(fd: number, bytes: readonly number[]): void;
+
+  /** Drops locks taken by {@link lockBytes}. */
+  unlockBytes(fd: number, bytes: readonly number[]): void;
+
+  /** The first of `bytes` on which another open file description holds a lock, or -1 (F_OFD_GETLK as F_WRLCK). */
+  findLocked(fd: number, bytes: readonly number[]): number;
+
+  /**
+   * Decompresses zstd frames from `source` until `into` is full: several frames follow one another, skippable ones are
+   * passed over, bytes past the end of `into` are ignored unless a frame decodes past it.
+   * @throws BAD_COMPRESSED
+   */
+  zstdDecompress(source: Uint8Array, into: Uint8Array): Promise<void>;
+}
+
+/** The modes of {@link Native.fallocate}. */
+export type FallocateMode = 'reserve' | 'reserve-keep-size' | 'punch' | 'zero-range';
+
+/** Which way {@link Native.writeZeroes} went: the device zeroed, or zeroes were written past or through the cache. */
+export interface ZeroReport {
+  readonly way: 'offload' | 'direct' | 'buffered';
+  /** Bytes that passed through write calls (0 for offload). */
+  readonly written: number;
+}
+
+/** One FIEMAP extent. `physical` is 0 where it is unknown. */
+export interface FiemapExtent {
+  readonly logical: number;
+  readonly physical: number;
+  readonly length: number;
+  readonly unwritten: boolean;
+  readonly shared: boolean;
+  readonly delayed: boolean;
+  /** Encoded, inline or otherwise not plain blocks. */
+  readonly encoded: boolean;
+}
+
+/** A block device. */
+export interface DeviceInfo {
+  readonly size: number;
+  readonly logicalSector: number;
+  readonly physicalSector: number;
+}
