@@ -1,0 +1,54 @@
+import { readFile, statfs } from 'node:fs/promises';
+import { native } from '../native/binding.ts';
+
+/*
+ * What a file system or device can do, found out without touching the file: a trial punch would change its times.
+ */
+
+/** The statfs(2) types of file systems whose files can be punched. */
+const PUNCHING = new Set([
+  0xef53n, // ext4
+  0x58465342n, // xfs
+  0x9123683en, // btrfs
+  0xca451a4en, // bcachefs
+  0xf2f52010n, // f2fs
+  0x01021994n, // tmpfs
+  0x794c7630n, // overlayfs: as the one below
+  0x6969n, // nfs, from version 4.2 on
+  0xff534d42n, // cifs
+  0xfe534d42n, // smb2
+  0x2fc12fc1n, // zfs
+  0x00c36400n, // ceph
+  0x01161970n, // gfs2
+  0x7461636fn, // ocfs2
+  0x65735546n, // fuse
+  0x958458f6n, // hugetlbfs
+]);
+
+/** Whether files at `path` can be punched, as far as the type of their file system tells. */
+export async function filesPunch(path: string): Promise<boolean> {
+  if (native().kind !== 'addon') return false;
+  try {
+    const { type } = await statfs(path, { bigint: true });
+    return PUNCHING.has(BigInt.asUintN(32, type));
+  } catch {
+    return false;
+  }
+}
+
+/** Whether the block device `rdev` (as in st_rdev) takes discards. */
+export async function deviceDiscards(rdev: bigint): Promise<boolean> {
+  if (native().kind !== 'addon') return false;
+  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
+  const device = `/sys/dev/block/${major.toString()}:${minor.toString()}`;
+  // A partition has no queue of its own.
+  for (const queue of [`${device}/queue`, `${device}/../queue`]) {
+    try {
+      return Number(await readFile(`${queue}/discard_max_bytes`, 'utf8')) > 0;
+    } catch {
+      continue;
+    }
+  }
+  return false;
+}

@@ -1,0 +1,458 @@
+import { dirname } from 'node:path';
+import { alignDown, alignUp } from '../core/align.ts';
+import { SpindleError, isSpindleError } from '../core/errors.ts';
+import type { Extent, HostExtent } from '../core/extent.ts';
+import { RangeLock } from '../core/range-lock.ts';
+import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
+import { native } from '../native/binding.ts';
+import type { FallocateMode, FiemapExtent, ZeroReport } from '../native/types.ts';
+import { deviceDiscards, filesPunch } from './ability.ts';
+import { DataMap } from './data-map.ts';
+import {
+  closeDescriptor,
+  readUpTo,
+  statDescriptor,
+  syncDescriptor,
+  syncDirectory,
+  truncateDescriptor,
+  writeAll,
+} from './descriptor.ts';
+import { DirectIo } from './direct.ts';
+import { hostError } from './errno.ts';
+import { openHost, type FileOptions, type Opened } from './open.ts';
+
+export type { FileOptions } from './open.ts';
+
+/** Zeroes are written in chunks of this many bytes where nothing better works. */
+const ZERO_CHUNK = 1024 ** 2;
+
+/** Host extents asked for at once. */
+const FIEMAP_RUNS = 512;
+
+/**
+ * Opens a regular file or block device.
+ * @throws NOT_FOUND, EXISTS, PERMISSION, READ_ONLY, NOT_A_FILE (directories, FIFOs, sockets, character devices),
+ * UNSUPPORTED (direct I/O that the platform or file system does not have), NO_SPACE, IN_USE, IO
+ */
+export async function openFile(path: string, options: FileOptions = {}): Promise<FileStorage> {
+  const opened = await openHost(path, options);
+  const write = options.write === true || options.create !== undefined;
+  const direct = options.direct === true;
+  try {
+    return new FileStorage(
+      path,
+      opened,
+      await abilities(path, opened, write, direct),
+      options.create !== undefined,
+    );
+  } catch (error) {
+    await closeDescriptor(opened.fd, path);
+    throw error;
+  }
+}
+
+/** What can be done, and whether the file system tells what it holds. */
+interface Abilities {
+  readonly can: StorageCan;
+  readonly fiemap: boolean;
+}
+
+async function abilities(path: string, opened: Opened, write: boolean, direct: boolean): Promise<Abilities> {
+  const { fd, stats, isDevice, size } = opened;
+  const punch = write && !isDevice && (await filesPunch(path));
+  return {
+    can: {
+      write,
+      resize: write && !isDevice,
+      zero: punch || (write && isDevice && native().kind === 'addon'),
+      discard: punch || (write && isDevice && (await deviceDiscards(stats.rdev))),
+      extents: !isDevice && (await works(() => native().dataExtents(fd, 0, size, 1))),
+      direct,
+    },
+    fiemap: !isDevice && (await works(() => native().fiemap(fd, 0, Math.max(size, 1), 1, false))),
+  };
+}
+
+async function works(attempt: () => Promise<unknown>): Promise<boolean> {
+  try {
+    await attempt();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * A regular file or a block device of the host; {@link openFile} makes them.
+ *
+ * Changes of overlapping ranges are done one after the other, so that none is torn. `discard` punches files and does
+ * nothing where the file system cannot; a discarded range of a file reads as zeroes or as before, of a device as
+ * the device likes. `close` waits for what is running. After a `flush` failed all later ones fail too: the kernel
+ * drops what it could not write and reports that once, so that nothing written before can be vouched for any more.
+ */
+export class FileStorage implements Storage {
+  readonly can: StorageCan;
+  /** As it was given to {@link openFile}. */
+  readonly path: string;
+  /** `dev:ino` of a file: equal for two storages of one file, whatever their paths. `block:rdev` of a device. */
+  readonly identity: string;
+  /** Whether this is a block device. */
+  readonly isDevice: boolean;
+  readonly hostExtents?: (at: number, length: number) => Promise<HostExtent[]>;
+
+  readonly #fd: number;
+  readonly #alignment: number;
+  readonly #direct: DirectIo | undefined;
+  readonly #lock = new RangeLock();
+  readonly #map: DataMap | undefined;
+  readonly #cannot = new Set<string>();
+  #size: number;
+  #sizeChanged = false;
+  /** Made by this storage, and its name not durable yet. */
+  #isNew: boolean;
+  #flushFailure: unknown;
+  #running = 0;
+  #closing: Promise<void> | undefined;
+  #idle: (() => void) | undefined;
+
+  /** Takes over the descriptor. Use {@link openFile}. */
+  constructor(path: string, opened: Opened, { can, fiemap }: Abilities, isNew: boolean) {
+    const { fd, stats, isDevice, size, alignment } = opened;
+    this.path = path;
+    this.can = can;
+    this.isDevice = isDevice;
+    this.identity = isDevice
+      ? `block:${stats.rdev.toString()}`
+      : `${stats.dev.toString()}:${stats.ino.toString()}`;
+    this.#fd = fd;
+    this.#size = size;
+    this.#alignment = alignment;
+    this.#isNew = isNew;
+    this.#direct = can.direct ? new DirectIo(fd, alignment, path) : undefined;
+    this.#map = can.extents
+      ? new DataMap((at, length, limit) =>
+          this.#native('find data', () => native().dataExtents(fd, at, length, limit)),
+        )
+      : undefined;
+    if (fiemap) this.hostExtents = (at, length) => this.#hostExtents(at, length);
+  }
+
+  /** Bytes of the blocks that the host has allocated (st_blocks). 0 for a block device. */
+  allocatedSize(): Promise<number> {
+    return this.#run(async () => Number((await statDescriptor(this.#fd, this.path)).blocks) * 512);
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  /** The descriptor, for native functions and locks; it stays this storage's. @throws CLOSED */
+  get fd(): number {
+    this.#checkOpen();
+    return this.#fd;
+  }
+
+  /** Whether `close` was called. */
+  get closed(): boolean {
+    return this.#closing !== undefined;
+  }
+
+  /** Zeroed memory that direct I/O takes without copying, also in aligned parts; plain memory without `direct`. */
+  buffer(size: number): Uint8Array {
+    return this.#direct?.buffer(size) ?? new Uint8Array(size);
+  }
+
+  read(into: Uint8Array, at: number): Promise<void> {
+    return this.#run(async () => {
+      checkRange(this.#size, at, into.length);
+      const count = await (this.#direct?.readUpTo(into, at) ?? readUpTo(this.#fd, into, at, this.path));
+      if (count < into.length) throw this.#truncated(at + count);
+    });
+  }
+
+  write(from: Uint8Array, at: number): Promise<void> {
+    return this.#change(at, from.length, () => this.#write(from, at));
+  }
+
+  /** Never changes the size. `fastOnly` fails with UNSUPPORTED before it has changed anything. */
+  zero(at: number, length: number, how: ZeroOptions = {}): Promise<void> {
+    return this.#change(at, length, () =>
+      this.isDevice ? this.#zeroDevice(at, length, how) : this.#zeroFile(at, length, how),
+    );
+  }
+
+  discard(at: number, length: number): Promise<void> {
+    return this.#change(at, length, async () => {
+      if (!this.isDevice) {
+        await this.#try('punch', () => native().fallocate(this.#fd, 'punch', at, length));
+        return;
+      }
+      const start = alignUp(at, this.#alignment);
+      const end = alignDown(at + length, this.#alignment);
+      if (start < end) await this.#try('discard', () => native().deviceDiscard(this.#fd, start, end - start));
+    });
+  }
+
+  /** Where the file system cannot tell (`can.extents` is false), all is data. */
+  extent(at: number, length: number): Promise<Extent> {
+    return this.#run(async () => {
+      checkRange(this.#size, at, length);
+      return (await this.#map?.extent(at, length, this.#size)) ?? { offset: at, length, flags: 0 };
+    });
+  }
+
+  /** @throws UNSUPPORTED for a block device, unless it has that size already */
+  resize(size: number): Promise<void> {
+    return this.#run(() => {
+      this.#checkWrite();
+      if (!Number.isSafeInteger(size) || size < 0) throw new RangeError(`${String(size)} is no size`);
+      return this.#lock.run(0, Infinity, 'exclusive', async () => {
+        if (size === this.#size) return;
+        if (this.isDevice) {
+          const message = `${this.path}: a block device cannot be resized; it has ${String(this.#size)} bytes`;
+          throw new SpindleError('UNSUPPORTED', message, { path: this.path });
+        }
+        await this.#mapping(() => this.#truncate(size));
+      });
+    });
+  }
+
+  flush(): Promise<void> {
+    return this.#run(async () => {
+      if (!this.can.write) return;
+      if (this.#flushFailure !== undefined) throw this.#flushFailure as Error;
+      const dataOnly = !this.#sizeChanged && !this.#isNew;
+      // Changes of the size from here on are for the next flush.
+      this.#sizeChanged = false;
+      try {
+        await syncDescriptor(this.#fd, this.path, dataOnly);
+        if (this.#isNew) await syncDirectory(dirname(this.path));
+        this.#isNew = false;
+      } catch (error) {
+        this.#flushFailure = error;
+        throw error;
+      }
+    });
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= (async () => {
+      // The number of a closed descriptor may be given out again: nothing may still be using it.
+      if (this.#running > 0) {
+        await new Promise<void>((resolve) => {
+          this.#idle = resolve;
+        });
+      }
+      await closeDescriptor(this.#fd, this.path);
+    })();
+    return this.#closing;
+  }
+
+  /**
+   * Writes zeroes physically: afterwards the range is allocated and written, not just reserved. A file grows when the
+   * range passes its end. Not durable until `flush`. @throws NO_SPACE, OUT_OF_RANGE (a device)
+   */
+  writePhysicalZeroes(at: number, length: number): Promise<ZeroReport> {
+    return this.#grow(at, length, true, () =>
+      this.#native('write zeroes', () => native().writeZeroes(this.#fd, at, length)),
+    );
+  }
+
+  /**
+   * Reserves blocks for the range without writing them; what it reads does not change. With `keepSize` the file never
+   * grows, else it does when the range passes its end. @throws NO_SPACE, UNSUPPORTED
+   */
+  async reserve(at: number, length: number, keepSize = false): Promise<void> {
+    const mode: FallocateMode = keepSize ? 'reserve-keep-size' : 'reserve';
+    await this.#grow(at, length, !keepSize, () =>
+      this.#native('reserve space', () => native().fallocate(this.#fd, mode, at, length)),
+    );
+  }
+
+  async #write(from: Uint8Array, at: number): Promise<void> {
+    if (this.#direct === undefined) return writeAll(this.#fd, from, at, this.path);
+    try {
+      await this.#direct.write(from, at);
+    } finally {
+      // Whole blocks were written; what passes the end is cut off. The caller holds the last block.
+      if (!this.isDevice && alignUp(at + from.length, this.#alignment) > this.#size) {
+        await truncateDescriptor(this.#fd, this.#size, this.path);
+      }
+    }
+  }
+
+  async #zeroFile(at: number, length: number, how: ZeroOptions): Promise<void> {
+    const modes: FallocateMode[] = how.keepAllocated === true ? ['zero-range'] : ['punch', 'zero-range'];
+    // The twin starts a program each time: writing a few zeroes is faster.
+    if (native().kind === 'twin' && length <= ZERO_CHUNK && how.fastOnly !== true) modes.length = 0;
+    for (const mode of modes) {
+      if (await this.#try(mode, () => native().fallocate(this.#fd, mode, at, length))) return;
+    }
+    await this.#writeZeroes(at, length, how);
+  }
+
+  async #zeroDevice(at: number, length: number, how: ZeroOptions): Promise<void> {
+    const fd = this.#fd;
+    const start = Math.min(alignUp(at, this.#alignment), at + length);
+    const end = Math.max(alignDown(at + length, this.#alignment), start);
+    if (start < end) {
+      // Punching a device zeroes it without writing, or not at all. BLKZEROOUT may write: nothing for `fastOnly`.
+      const zeroed =
+        (how.keepAllocated !== true &&
+          (await this.#try('punch', () => native().fallocate(fd, 'punch', start, end - start)))) ||
+        (how.fastOnly !== true &&
+          (await this.#try('zero-out', () => native().deviceZeroOut(fd, start, end - start))));
+      if (!zeroed) return this.#writeZeroes(at, length, how);
+    }
+    await this.#writeZeroes(at, start - at, {});
+    await this.#writeZeroes(end, at + length - end, {});
+  }
+
+  async #writeZeroes(at: number, length: number, how: ZeroOptions): Promise<void> {
+    if (length === 0) return;
+    if (how.fastOnly === true) {
+      const message = `${this.path}: cannot zero without writing zeroes`;
+      throw new SpindleError('UNSUPPORTED', message, { path: this.path });
+    }
+    const zeroes = this.buffer(Math.min(ZERO_CHUNK, length));
+    for (let done = 0; done < length; done += zeroes.length) {
+      await this.#write(zeroes.subarray(0, Math.min(zeroes.length, length - done)), at + done);
+    }
+  }
+
+  async #hostExtents(at: number, length: number): Promise<HostExtent[]> {
+    return this.#run(async () => {
+      checkRange(this.#size, at, length);
+      const end = at + length;
+      const found: HostExtent[] = [];
+      for (let from = at; from < end;) {
+        // The first page of answers writes delayed blocks out: what was just written does not count as unwritten.
+        const page = await this.#native('map', () =>
+          native().fiemap(this.#fd, from, end - from, FIEMAP_RUNS, from === at),
+        );
+        for (const extent of page) {
+          const clipped = clip(extent, at, end);
+          if (clipped !== undefined) found.push(clipped);
+        }
+        const last = page.at(-1);
+        if (last === undefined || page.length < FIEMAP_RUNS || last.logical + last.length <= from) break;
+        from = last.logical + last.length;
+      }
+      return found;
+    });
+  }
+
+  /** Runs `work` unless closed; `close` waits for it. */
+  async #run<T>(work: () => Promise<T>): Promise<T> {
+    this.#checkOpen();
+    this.#running++;
+    try {
+      return await work();
+    } finally {
+      this.#running--;
+      if (this.#running === 0) this.#idle?.();
+    }
+  }
+
+  /** Runs a change of a range within the size, alone on its blocks. */
+  #change(at: number, length: number, work: () => Promise<void>): Promise<void> {
+    return this.#run(async () => {
+      checkRange(this.#size, at, length);
+      this.#checkWrite();
+      if (length === 0) return;
+      const unit = this.#direct === undefined ? 1 : this.#alignment;
+      const start = alignDown(at, unit);
+      await this.#lock.run(start, alignUp(at + length, unit) - start, 'exclusive', () => {
+        // A resize may have come first.
+        checkRange(this.#size, at, length);
+        return this.#mapping(work);
+      });
+    });
+  }
+
+  /** Runs a change that makes a file grow when its range passes the end; undoes the growth when it fails. */
+  #grow<T>(at: number, length: number, grows: boolean, work: () => Promise<T>): Promise<T> {
+    return this.#run(async () => {
+      if (this.isDevice) checkRange(this.#size, at, length);
+      else checkRange(Number.MAX_SAFE_INTEGER, at, length);
+      this.#checkWrite();
+      return this.#lock.run(0, Infinity, 'exclusive', () =>
+        this.#mapping(async () => {
+          const size =
+            !grows || this.isDevice || length === 0 ? this.#size : Math.max(this.#size, at + length);
+          try {
+            const result = await work();
+            if (size !== this.#size) this.#sizeChanged = true;
+            this.#size = size;
+            return result;
+          } catch (error) {
+            if (size !== this.#size) await this.#truncate(this.#size);
+            throw error;
+          }
+        }),
+      );
+    });
+  }
+
+  /** Runs a change of what is data and what is a hole. */
+  async #mapping<T>(work: () => Promise<T>): Promise<T> {
+    this.#map?.changed();
+    try {
+      return await work();
+    } finally {
+      this.#map?.changed();
+    }
+  }
+
+  async #truncate(size: number): Promise<void> {
+    await truncateDescriptor(this.#fd, size, this.path);
+    this.#size = size;
+    this.#sizeChanged = true;
+  }
+
+  /** Whether `work` could be done; what is UNSUPPORTED once is not tried again. */
+  async #try(what: string, work: () => Promise<void>): Promise<boolean> {
+    if (this.#cannot.has(what)) return false;
+    try {
+      await this.#native(what, work);
+      return true;
+    } catch (error) {
+      if (!isSpindleError(error, 'UNSUPPORTED')) throw error;
+      this.#cannot.add(what);
+      return false;
+    }
+  }
+
+  async #native<T>(doing: string, work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw hostError(error, this.path, doing);
+    }
+  }
+
+  #checkOpen(): void {
+    if (this.closed)
+      throw new SpindleError('CLOSED', `${this.path}: the file is closed`, { path: this.path });
+  }
+
+  #checkWrite(): void {
+    if (this.can.write) return;
+    throw new SpindleError('READ_ONLY', `${this.path}: opened for reading only`, { path: this.path });
+  }
+
+  #truncated(end: number): SpindleError {
+    const message =
+      `${this.path}: the file ends at ${String(end)} though it had ${String(this.#size)} bytes when it was opened; ` +
+      'something else truncated it';
+    return new SpindleError('IO', message, { path: this.path });
+  }
+}
+
+function clip(extent: FiemapExtent, start: number, end: number): HostExtent | undefined {
+  const offset = Math.max(extent.logical, start);
+  const length = Math.min(extent.logical + extent.length, end) - offset;
+  if (length <= 0) return undefined;
+  const kind = extent.delayed ? 'delayed' : extent.unwritten ? 'unwritten' : 'written';
+  return { offset, length, kind, shared: extent.shared };
+}
