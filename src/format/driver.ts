@@ -1,0 +1,107 @@
+import { SpindleError } from '../core/errors.ts';
+import type { Storage, StorageCan, ZeroOptions } from '../core/storage.ts';
+import { READ_ONLY } from '../core/storage.ts';
+
+/** Where the bytes of a guest range are, for its first `length` bytes. */
+export type Mapping = { readonly length: number } & (
+  | {
+      readonly kind: 'data';
+      readonly storage: Storage;
+      /** Offset in `storage`. */
+      readonly at: number;
+      /** The bytes are encrypted and no secret was given. */
+      readonly encrypted?: true;
+    }
+  | {
+      readonly kind: 'zero';
+      /** Space that is allocated for the range though it reads as zeroes: an offset in the driver's data storage. */
+      readonly reserved?: number;
+    }
+  | {
+      /** Not in this layer: the backing file's bytes, zeroes where there is none. */
+      readonly kind: 'backing';
+      readonly reserved?: number;
+    }
+  | { readonly kind: 'compressed' }
+);
+
+/** A writable place for a guest range: `length` bytes of it, at offset `at` of `storage`. */
+export interface DataMapping {
+  readonly storage: Storage;
+  readonly at: number;
+  readonly length: number;
+}
+
+/**
+ * A format driver says where bytes are and makes room for them; it never moves guest data (compressed clusters, which
+ * only it can decode, excepted). All offsets are guest offsets, ranges lie within `size`.
+ */
+export interface FormatDriver {
+  readonly format: string;
+  /** Virtual size in bytes. */
+  readonly size: number;
+  /** Bytes in which the format allocates. */
+  readonly granularity: number;
+  readonly can: StorageCan;
+  /** Where the guest data of this layer is, as far as it is plain bytes. */
+  readonly data: Storage;
+  /**
+   * Data that the format maps may still be holes of `data`, so that whoever wants to know what reads as zero must ask
+   * `data` as well (an image preallocated with metadata only).
+   */
+  sparseData(): boolean | Promise<boolean>;
+  /**
+   * The first run of one kind at `at`, 1 to `length` bytes; synchronous where the tables are in memory. `precise` asks
+   * for zeroes where finding them costs more (raw: the holes of the file).
+   */
+  map(at: number, length: number, precise?: boolean): Mapping | Promise<Mapping>;
+  /** Fills `into` from compressed clusters, all of it within one run that `map` called compressed. */
+  readCompressed(into: Uint8Array, at: number): Promise<void>;
+  /** Makes the start of the range writable in place. */
+  ensureData(at: number, length: number): Promise<DataMapping>;
+  zero(at: number, length: number, how?: ZeroOptions): Promise<void>;
+  discard(at: number, length: number): Promise<void>;
+  resize(size: number): Promise<void>;
+  flush(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Base of a driver that cannot change its image: every change fails with READ_ONLY. */
+export abstract class ReadOnlyDriver implements FormatDriver {
+  abstract readonly format: string;
+  abstract readonly size: number;
+  abstract readonly granularity: number;
+  abstract readonly data: Storage;
+  readonly can: StorageCan = { ...READ_ONLY, extents: true };
+  abstract map(at: number, length: number, precise?: boolean): Mapping | Promise<Mapping>;
+  abstract readCompressed(into: Uint8Array, at: number): Promise<void>;
+  abstract close(): Promise<void>;
+
+  sparseData(): boolean | Promise<boolean> {
+    return false;
+  }
+
+  ensureData(_at: number, _length: number): Promise<DataMapping> {
+    return Promise.reject(this.#readOnly());
+  }
+
+  zero(_at: number, _length: number, _how?: ZeroOptions): Promise<void> {
+    return Promise.reject(this.#readOnly());
+  }
+
+  discard(_at: number, _length: number): Promise<void> {
+    return Promise.reject(this.#readOnly());
+  }
+
+  resize(_size: number): Promise<void> {
+    return Promise.reject(this.#readOnly());
+  }
+
+  flush(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  #readOnly(): SpindleError {
+    return new SpindleError('READ_ONLY', `this ${this.format} image is open for reading only`);
+  }
+}

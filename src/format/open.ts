@@ -1,0 +1,123 @@
+import { Incompatible } from './qcow2/layout.ts';
+import type { Codec } from '../core/codec.ts';
+import { SpindleError } from '../core/errors.ts';
+import { readPadded } from '../core/read.ts';
+import type { Storage } from '../core/storage.ts';
+import { denyAll, type Gate, type Opened } from './gate.ts';
+import { DiskImage, type Image } from './image.ts';
+import { Qcow2Driver } from './qcow2/driver.ts';
+import { looksLikeQcow2 } from './qcow2/header.ts';
+import { readMetadata } from './qcow2/metadata.ts';
+import { RawDriver } from './raw/driver.ts';
+
+/** The formats that spindle has. */
+export type Format = 'raw' | 'qcow2';
+
+/** Layers that a backing chain may have. */
+const MAX_DEPTH = 200;
+
+/** How an image is opened. */
+export interface OpenOptions {
+  /** Default: told from the first bytes. A guest controls those of a raw image, so name the format where you know it. */
+  readonly format?: string | undefined;
+  readonly codec: Codec;
+  /** Opens backing and data files. Default: {@link denyAll}. */
+  readonly gate?: Gate | undefined;
+  /** Open the backing chain (default), or see unallocated ranges as zeroes. */
+  readonly backing?: boolean | undefined;
+  /** Id or name of an internal snapshot to open instead of the active disk. */
+  readonly snapshot?: string | undefined;
+  /** Name for messages, and for resolving relative references. */
+  readonly name?: string | undefined;
+  /** Identity of the storage, as the gate gives it; tells loops. */
+  readonly id?: string | undefined;
+}
+
+/**
+ * Opens the image in `storage` and, through the gate, all that it refers to. Closing the image closes `storage`; so does
+ * a failure of this function.
+ * @throws SpindleError UNKNOWN_FORMAT, BACKING_LOOP, BACKING_TOO_DEEP, SNAPSHOT_NOT_FOUND, what the gate throws, and
+ * what the format's own validation throws
+ */
+export async function openImage(storage: Storage, options: OpenOptions): Promise<Image> {
+  return openLayer(storage, options, options.id === undefined ? [] : [options.id]);
+}
+
+async function openLayer(storage: Storage, options: OpenOptions, chain: readonly string[]): Promise<Image> {
+  try {
+    const format = knownFormat(options.format) ?? (await probeFormat(storage));
+    if (format === 'raw') {
+      if (options.snapshot !== undefined) throw new SpindleError('SNAPSHOT_NOT_FOUND', 'raw images have no snapshots');
+      return new DiskImage(new RawDriver(storage), storage, null, options.name);
+    }
+    return await openQcow2(storage, options, chain);
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= options.name;
+    await storage.close().catch(() => undefined);
+    throw error;
+  }
+}
+
+async function openQcow2(storage: Storage, options: OpenOptions, chain: readonly string[]): Promise<Image> {
+  const metadata = await readMetadata(storage, 'data');
+  const gate = options.gate ?? denyAll;
+  let dataFile: Storage | null = null;
+  let backing: Image | null = null;
+  try {
+    if ((metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0) {
+      const name = metadata.known.dataFile;
+      if (name === undefined) throw new SpindleError('DATA_FILE_NOT_FOUND', 'the image does not name its data file');
+      dataFile = (await gate({ kind: 'data file', name, format: 'raw', from: options.name })).storage;
+    }
+    if (metadata.backingName !== null && options.backing !== false) {
+      backing = await openBacking(metadata.backingName, metadata.known.backingFormat, options, gate, chain);
+    }
+    const driver = await Qcow2Driver.open(storage, metadata, dataFile, options.codec);
+    const shown = options.snapshot === undefined ? driver : await driver.openSnapshot(options.snapshot);
+    return new DiskImage(shown, storage, backing, options.name);
+  } catch (error) {
+    await dataFile?.close().catch(() => undefined);
+    await backing?.close().catch(() => undefined);
+    throw error;
+  }
+}
+
+async function openBacking(
+  name: string,
+  format: string | undefined,
+  options: OpenOptions,
+  gate: Gate,
+  chain: readonly string[],
+): Promise<Image> {
+  if (chain.length >= MAX_DEPTH) {
+    throw new SpindleError('BACKING_TOO_DEEP', `the backing chain has more than ${String(MAX_DEPTH)} layers`);
+  }
+  const opened = await gate({ kind: 'backing file', name, format, from: options.name });
+  if (chain.includes(opened.id)) {
+    await opened.storage.close();
+    throw loopError(opened);
+  }
+  return openLayer(
+    opened.storage,
+    { codec: options.codec, gate, format, name: opened.name, id: opened.id },
+    [...chain, opened.id],
+  );
+}
+
+/** The error of a backing chain that comes back to a file it has passed already. */
+export function loopError(opened: Opened): SpindleError {
+  return new SpindleError('BACKING_LOOP', `the backing chain comes back to '${opened.name}': the images back each other`);
+}
+
+/** A format name from a user or an image, checked. @throws SpindleError UNKNOWN_FORMAT */
+export function knownFormat(name: string | undefined): Format | undefined {
+  if (name === undefined || name === 'raw' || name === 'qcow2') return name;
+  throw new SpindleError('UNKNOWN_FORMAT', `unknown format '${name}'; spindle has raw and qcow2`);
+}
+
+/** The format that the first bytes look like. Raw is what nothing else is. */
+export async function probeFormat(storage: Storage): Promise<Format> {
+  const start = new Uint8Array(8);
+  await readPadded(storage, start, 0);
+  return looksLikeQcow2(start) ? 'qcow2' : 'raw';
+}

@@ -1,0 +1,300 @@
+import { isPowerOfTwo } from '../../core/align.ts';
+import { reservable } from '../../core/allocation.ts';
+import { bytesOf, setU64, viewOf } from '../../core/bytes.ts';
+import { SpindleError } from '../../core/errors.ts';
+import type { Storage } from '../../core/storage.ts';
+import { COPIED, offsetHi, offsetLo } from './entry.ts';
+import { encodeExtensions, encodeFeatureNames, type Extension } from './extensions.ts';
+import { encodeHeader, type Header } from './header.ts';
+import {
+  Autoclear,
+  Compatible,
+  CompressionType,
+  CryptMethod,
+  ExtensionMagic,
+  HEADER_LENGTH,
+  HEADER_LENGTH_V2,
+  Incompatible,
+  Limit,
+  TABLE_ENTRY,
+} from './layout.ts';
+import { planImage, type Plan, type Qcow2Preallocation } from './plan.ts';
+import { setRefcount } from './refcount.ts';
+
+/** Everything that decides a new image. Sizes in bytes. */
+export interface Qcow2CreateOptions {
+  /** Virtual size: a multiple of 512. */
+  readonly size: number;
+  readonly version: 2 | 3;
+  readonly clusterSize: number;
+  readonly refcountBits: number;
+  readonly extendedL2: boolean;
+  readonly lazyRefcounts: boolean;
+  readonly compressionType: 'zlib' | 'zstd';
+  readonly preallocation: Qcow2Preallocation;
+  readonly backing: { readonly name: string; readonly format: string | undefined } | null;
+  /** Name of the external data file as it is to be recorded, or null. */
+  readonly dataFile: string | null;
+  readonly dataFileRaw: boolean;
+}
+
+/** The options of an image about which nothing was said. */
+export const QCOW2_DEFAULTS: Omit<Qcow2CreateOptions, 'size'> = {
+  version: 3,
+  clusterSize: 65536,
+  refcountBits: 16,
+  extendedL2: false,
+  lazyRefcounts: false,
+  compressionType: 'zlib',
+  preallocation: 'off',
+  backing: null,
+  dataFile: null,
+  dataFileRaw: false,
+};
+
+/**
+ * Refuses options that contradict each other or the format, before anything is touched.
+ * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT
+ */
+export function checkCreateOptions(options: Qcow2CreateOptions): void {
+  const { clusterSize, refcountBits, version } = options;
+  const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message);
+  if (!Number.isSafeInteger(options.size) || options.size < 0 || options.size % 512 !== 0) {
+    throw new SpindleError('BAD_SIZE', `a size of ${String(options.size)} bytes is not a multiple of 512`);
+  }
+  if (!isPowerIn(clusterSize, 2 ** Limit.MIN_CLUSTER_BITS, 2 ** Limit.MAX_CLUSTER_BITS)) {
+    throw bad(`cluster_size must be a power of two from 512 to 2M, not ${String(clusterSize)}`);
+  }
+  if (!isPowerIn(refcountBits, 1, 2 ** Limit.MAX_REFCOUNT_ORDER)) {
+    throw bad(`refcount_bits must be 1, 2, 4, 8, 16, 32 or 64, not ${String(refcountBits)}`);
+  }
+  if (version === 2) {
+    const needs = (what: string): SpindleError => bad(`${what} needs compat=1.1 (version 3)`);
+    if (refcountBits !== 16) throw needs('a refcount width other than 16 bits');
+    if (options.extendedL2) throw needs('extended_l2');
+    if (options.lazyRefcounts) throw needs('lazy_refcounts');
+    if (options.compressionType !== 'zlib') throw needs('compression_type=zstd');
+    if (options.dataFile !== null) throw needs('data_file');
+  }
+  if (options.extendedL2 && clusterSize < 2 ** Limit.MIN_CLUSTER_BITS_EXTENDED_L2) {
+    throw bad('extended_l2 needs clusters of 16k or more');
+  }
+  if (options.dataFileRaw && options.dataFile === null) throw bad('data_file_raw needs data_file');
+  if (options.backing !== null) {
+    if (options.dataFileRaw) throw bad('a backing file and data_file_raw exclude each other');
+    if (options.preallocation !== 'off' && !options.extendedL2) {
+      throw bad('a backing file and preallocation exclude each other, unless with extended_l2=on');
+    }
+    if (bytesOf(options.backing.format ?? '').length > Limit.BACKING_FORMAT) throw bad('the backing format name is too long');
+  }
+  if (options.dataFile === '') throw bad('data_file needs a name');
+  encodeFirstCluster(options, planImage(planned(options)));
+}
+
+function isPowerIn(value: number, from: number, to: number): boolean {
+  return value >= from && value <= to && isPowerOfTwo(value);
+}
+
+/** data_file_raw promises that the data file is the disk, so everything is mapped from the start. */
+function planned(options: Qcow2CreateOptions): Parameters<typeof planImage>[0] {
+  const externalData = options.dataFile !== null;
+  const mapAll = options.dataFileRaw && options.preallocation === 'off';
+  return { ...options, externalData, preallocation: mapAll ? 'metadata' : options.preallocation };
+}
+
+/**
+ * Writes a new image into the empty `storage`, and prepares the empty `dataFile` where the image has one. The image
+ * reads as zeroes, or as its backing file.
+ * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, NO_SPACE, UNSUPPORTED
+ */
+export async function createQcow2(
+  storage: Storage,
+  options: Qcow2CreateOptions,
+  dataFile: Storage | null = null,
+  signal?: AbortSignal,
+): Promise<void> {
+  checkCreateOptions(options);
+  const plan = planImage(planned(options));
+  const first = encodeFirstCluster(options, plan);
+  const { clusterSize } = plan.geometry;
+  if (storage.can.resize) await storage.resize(plan.length);
+  else if (storage.size < plan.used * clusterSize) {
+    throw new SpindleError('NO_SPACE', `the device has ${String(storage.size)} bytes; the image needs ${String(plan.length)}`);
+  } else await storage.zero(0, plan.data.at * clusterSize || plan.used * clusterSize);
+  await allocateData(storage, plan, options, dataFile, signal);
+  await writeRefcounts(storage, plan);
+  await writeL2Tables(storage, plan, options, signal);
+  await writeL1(storage, plan);
+  await storage.write(first, 0);
+}
+
+/** Reserves or writes the space of the data clusters, as the preallocation mode asks. */
+async function allocateData(
+  storage: Storage,
+  plan: Plan,
+  options: Qcow2CreateOptions,
+  dataFile: Storage | null,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const { clusterSize } = plan.geometry;
+  const target = dataFile ?? storage;
+  const at = dataFile === null ? plan.data.at * clusterSize : 0;
+  const length = dataFile === null ? plan.data.clusters * clusterSize : options.size;
+  if (dataFile !== null) await dataFile.resize(options.size);
+  if (length === 0) return;
+  switch (options.preallocation) {
+    case 'falloc':
+      // Metadata too, so that the whole image has its space.
+      if (dataFile === null) await reservable(storage).reserve(0, plan.length);
+      else await reservable(dataFile).reserve(0, length);
+      break;
+    case 'full':
+      await reservable(target).writePhysicalZeroes(at, length, signal);
+      break;
+    default:
+  }
+  // What a device held before would show through mapped clusters.
+  if (!target.can.resize && plan.data.clusters > 0 && options.preallocation !== 'full') await target.zero(at, length);
+}
+
+/** Bytes that are prepared before they are written. */
+const CHUNK = 4 * 1024 * 1024;
+
+async function writeRefcounts(storage: Storage, plan: Plan): Promise<void> {
+  const { geometry } = plan;
+  const table = new Uint8Array(Math.ceil(plan.refcountBlocks.length * TABLE_ENTRY));
+  const tableView = viewOf(table);
+  plan.refcountBlocks.forEach((block, index) => {
+    setU64(tableView, index * TABLE_ENTRY, block * geometry.clusterSize);
+  });
+  const full = refcountBlock(plan, geometry.refcountsPerBlock);
+  const perChunk = Math.max(1, Math.floor(CHUNK / geometry.clusterSize));
+  for (let index = 0; index < plan.refcountBlocks.length; ) {
+    const start = plan.refcountBlocks[index] ?? 0;
+    let count = 1;
+    while (count < perChunk && plan.refcountBlocks[index + count] === start + count) count++;
+    const chunk = new Uint8Array(count * geometry.clusterSize);
+    for (let i = 0; i < count; i++) {
+      const left = plan.used - (index + i) * geometry.refcountsPerBlock;
+      const block = left >= geometry.refcountsPerBlock ? full : refcountBlock(plan, Math.max(0, left));
+      chunk.set(block, i * geometry.clusterSize);
+    }
+    await storage.write(chunk, start * geometry.clusterSize);
+    index += count;
+  }
+  await storage.write(table, plan.refcountTable.at * geometry.clusterSize);
+}
+
+/** A refcount block whose first `count` refcounts are one. */
+function refcountBlock(plan: Plan, count: number): Uint8Array {
+  const block = new Uint8Array(plan.geometry.clusterSize);
+  const view = viewOf(block);
+  for (let i = 0; i < count; i++) setRefcount(view, plan.geometry.refcountOrder, i, 1);
+  return block;
+}
+
+async function writeL1(storage: Storage, plan: Plan): Promise<void> {
+  const { clusterSize } = plan.geometry;
+  const bytes = new Uint8Array(plan.l1.entries * TABLE_ENTRY);
+  const view = viewOf(bytes);
+  for (let i = 0; i < plan.l2.tables; i++) {
+    const offset = (plan.l2.at + i) * clusterSize;
+    view.setUint32(i * TABLE_ENTRY, (offsetHi(offset) | COPIED) >>> 0);
+    view.setUint32(i * TABLE_ENTRY + 4, offsetLo(offset));
+  }
+  if (bytes.length > 0) await storage.write(bytes, plan.l1.at * clusterSize);
+}
+
+async function writeL2Tables(
+  storage: Storage,
+  plan: Plan,
+  options: Qcow2CreateOptions,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const { clusterSize, l2EntrySize } = plan.geometry;
+  const start = plan.l2.at * clusterSize;
+  const end = start + plan.l2.tables * clusterSize;
+  // Written zeroes without a backing file are data: then a first write is a rewrite, and changes no bitmap.
+  const allData = plan.geometry.extendedL2 && options.preallocation === 'full' && options.backing === null;
+  const chunk = new Uint8Array(Math.min(CHUNK, Math.max(clusterSize, end - start)));
+  const view = viewOf(chunk);
+  let cluster = 0;
+  for (let at = start; at < end; at += chunk.length) {
+    signal?.throwIfAborted();
+    const length = Math.min(chunk.length, end - at);
+    for (let i = 0; i < length; i += l2EntrySize, cluster++) {
+      const offset = (plan.data.at + cluster) * clusterSize;
+      const mapped = cluster < plan.data.clusters;
+      view.setUint32(i, mapped ? (offsetHi(offset) | COPIED) >>> 0 : 0);
+      view.setUint32(i + 4, mapped ? offsetLo(offset) : 0);
+      if (l2EntrySize === 16) {
+        view.setUint32(i + 8, 0);
+        view.setUint32(i + 12, mapped && allData ? 0xffff_ffff : 0);
+      }
+    }
+    await storage.write(length === chunk.length ? chunk : chunk.subarray(0, length), at);
+  }
+}
+
+/**
+ * The header, its extensions and the backing file name: what stands at the start of the first cluster.
+ * @throws SpindleError BAD_OPTION when the names do not fit
+ */
+function encodeFirstCluster(options: Qcow2CreateOptions, plan: Plan): Uint8Array {
+  const { clusterSize, clusterBits, refcountOrder } = plan.geometry;
+  const extensions: Pick<Extension, 'magic' | 'data'>[] = [];
+  if (options.backing?.format !== undefined) {
+    extensions.push({ magic: ExtensionMagic.BACKING_FORMAT, data: bytesOf(options.backing.format) });
+  }
+  if (options.dataFile !== null) extensions.push({ magic: ExtensionMagic.DATA_FILE, data: bytesOf(options.dataFile) });
+  // Small clusters have no room to spare for names.
+  if (options.version === 3 && clusterSize > 4096) {
+    extensions.push({ magic: ExtensionMagic.FEATURE_NAMES, data: encodeFeatureNames() });
+  }
+  const area = encodeExtensions(extensions);
+  const headerLength = options.version === 2 ? HEADER_LENGTH_V2 : HEADER_LENGTH;
+  const name = bytesOf(options.backing?.name ?? '');
+  const nameAt = headerLength + area.length;
+  if (name.length > Limit.BACKING_NAME || nameAt + name.length > clusterSize) {
+    const room = Math.min(Limit.BACKING_NAME, clusterSize - nameAt);
+    throw new SpindleError(
+      'BAD_OPTION',
+      `the file names recorded in the header are too long for it: at most ${String(Math.max(0, room))} bytes of ` +
+        'backing file name fit',
+    );
+  }
+  const header: Header = {
+    version: options.version,
+    backingFileOffset: options.backing === null ? 0 : nameAt,
+    backingFileSize: name.length,
+    clusterBits,
+    size: options.size,
+    cryptMethod: CryptMethod.NONE,
+    l1Size: plan.l1.entries,
+    l1TableOffset: plan.l1.entries === 0 ? 0 : plan.l1.at * clusterSize,
+    refcountTableOffset: plan.refcountTable.at * clusterSize,
+    refcountTableClusters: plan.refcountTable.clusters,
+    nbSnapshots: 0,
+    snapshotsOffset: 0,
+    incompatible: { hi: 0, lo: incompatibleBits(options) },
+    compatible: { hi: 0, lo: options.lazyRefcounts ? Compatible.LAZY_REFCOUNTS : 0 },
+    autoclear: { hi: 0, lo: options.dataFileRaw ? Autoclear.DATA_FILE_RAW : 0 },
+    refcountOrder,
+    headerLength,
+    compressionType: options.compressionType === 'zstd' ? CompressionType.ZSTD : CompressionType.ZLIB,
+    tail: new Uint8Array(0),
+  };
+  const bytes = new Uint8Array(nameAt + name.length);
+  bytes.set(encodeHeader(header), 0);
+  bytes.set(area, headerLength);
+  bytes.set(name, nameAt);
+  return bytes;
+}
+
+function incompatibleBits(options: Qcow2CreateOptions): number {
+  return (
+    (options.dataFile === null ? 0 : Incompatible.DATA_FILE) |
+    (options.compressionType === 'zstd' ? Incompatible.COMPRESSION_TYPE : 0) |
+    (options.extendedL2 ? Incompatible.EXTENDED_L2 : 0)
+  );
+}

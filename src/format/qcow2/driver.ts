@@ -1,0 +1,177 @@
+import { offsetIn } from '../../core/align.ts';
+import type { Codec } from '../../core/codec.ts';
+import { formatError, isSpindleError, SpindleError } from '../../core/errors.ts';
+import type { Storage } from '../../core/storage.ts';
+import { ReadOnlyDriver, type Mapping } from '../driver.ts';
+import { CompressedClusters } from './compressed.ts';
+import { compressedAt, mapRun, type ClusterRun, type MappingRules } from './mapping.ts';
+import { CryptMethod, Incompatible, Limit, TABLE_ENTRY } from './layout.ts';
+import type { Metadata } from './metadata.ts';
+import { looksPreallocated } from './preallocated.ts';
+import type { Snapshot } from './snapshot.ts';
+import { L1Table, Tables, type L2Slice } from './tables.ts';
+
+/** Driver of one qcow2 image, or of one internal snapshot in it. Reads only. */
+export class Qcow2Driver extends ReadOnlyDriver {
+  readonly format = 'qcow2';
+  readonly size: number;
+  readonly granularity: number;
+  readonly data: Storage;
+  readonly metadata: Metadata;
+  readonly #storage: Storage;
+  readonly #l1: L1Table;
+  readonly #tables: Tables;
+  readonly #rules: MappingRules;
+  readonly #compressed: CompressedClusters;
+  readonly #encrypted: boolean;
+  #sparse: Promise<boolean> | undefined;
+
+  private constructor(
+    storage: Storage,
+    metadata: Metadata,
+    data: Storage,
+    size: number,
+    l1: L1Table,
+    shared: { tables: Tables; compressed: CompressedClusters },
+  ) {
+    super();
+    this.#storage = storage;
+    this.metadata = metadata;
+    this.data = data;
+    this.size = size;
+    this.granularity = metadata.geometry.clusterSize;
+    this.#l1 = l1;
+    this.#tables = shared.tables;
+    this.#compressed = shared.compressed;
+    this.#encrypted = metadata.header.cryptMethod !== CryptMethod.NONE;
+    this.#rules = {
+      geometry: metadata.geometry,
+      version: metadata.header.version,
+      externalData: (metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0,
+    };
+  }
+
+  /**
+   * The driver of an image whose metadata was read. `dataFile` is its external data file: needed to map guest data
+   * where the image has one, null otherwise.
+   */
+  static async open(storage: Storage, metadata: Metadata, dataFile: Storage | null, codec: Codec): Promise<Qcow2Driver> {
+    const { header, geometry, size } = metadata;
+    const l1 = await L1Table.read(storage, header.l1TableOffset, header.l1Size, geometry.clusterSize);
+    return new Qcow2Driver(storage, metadata, dataFile ?? storage, size, l1, {
+      tables: new Tables(storage, geometry),
+      compressed: new CompressedClusters(storage, geometry.clusterSize, header.compressionType, codec),
+    });
+  }
+
+  /**
+   * The driver of an internal snapshot, by id or else by name. Its size is the one that the disk had then.
+   * @throws SpindleError SNAPSHOT_NOT_FOUND, BAD_SNAPSHOT
+   */
+  async openSnapshot(idOrName: string): Promise<Qcow2Driver> {
+    const snapshot = findSnapshot(this.metadata.snapshots, idOrName);
+    const { geometry } = this.metadata;
+    const bad = (message: string): SpindleError =>
+      formatError('BAD_SNAPSHOT', `snapshot '${snapshot.name}'`, message, { offset: snapshot.l1TableOffset });
+    if (snapshot.l1Size * TABLE_ENTRY > Limit.L1_TABLE) throw bad('its L1 table is larger than 32 MiB');
+    if (offsetIn(snapshot.l1TableOffset, geometry.clusterSize) !== 0) throw bad('its L1 table is not cluster aligned');
+    const l1 = await L1Table.read(this.#storage, snapshot.l1TableOffset, snapshot.l1Size, geometry.clusterSize);
+    const size = snapshot.diskSize ?? this.metadata.size;
+    return new Qcow2Driver(this.#storage, this.metadata, this.data, size, l1, {
+      tables: this.#tables,
+      compressed: this.#compressed,
+    });
+  }
+
+  map(at: number, length: number): Mapping | Promise<Mapping> {
+    const { l1Coverage, clusterSize } = this.metadata.geometry;
+    const l1Index = Math.floor(at / l1Coverage);
+    const table = this.#l1.l2Offset(l1Index);
+    if (table === 0) {
+      const end = this.#l1.nextUsed(l1Index + 1, Math.ceil((at + length) / l1Coverage)) * l1Coverage;
+      return { kind: 'backing', length: Math.min(length, end - at) };
+    }
+    const inTable = at - l1Index * l1Coverage;
+    const slice = this.#tables.slice(table, Math.floor(inTable / clusterSize));
+    return slice instanceof Promise
+      ? slice.then((loaded) => this.#mapping(this.#run(loaded, at, inTable, length)))
+      : this.#mapping(this.#run(slice, at, inTable, length));
+  }
+
+  #run(slice: L2Slice, at: number, inTable: number, length: number): ClusterRun {
+    const { clusterSize } = this.metadata.geometry;
+    const index = Math.floor(inTable / clusterSize);
+    const within = offsetIn(at, clusterSize);
+    return mapRun(this.#rules, slice.view, slice.first, index, Math.floor(at / clusterSize), within, length);
+  }
+
+  #mapping(run: ClusterRun): Mapping {
+    const { length, host } = run;
+    const reserved = host < 0 || this.#encrypted ? {} : { reserved: host };
+    switch (run.kind) {
+      case 'data':
+        return this.#encrypted
+          ? { kind: 'data', length, storage: this.data, at: host, encrypted: true }
+          : { kind: 'data', length, storage: this.data, at: host };
+      case 'zero':
+        return { kind: 'zero', length, ...reserved };
+      case 'unallocated':
+        return { kind: 'backing', length, ...reserved };
+      case 'compressed':
+        return { kind: 'compressed', length };
+    }
+  }
+
+  async readCompressed(into: Uint8Array, at: number): Promise<void> {
+    const { clusterSize, l1Coverage } = this.metadata.geometry;
+    const parts: Promise<void>[] = [];
+    for (let done = 0; done < into.length; ) {
+      const here = at + done;
+      const within = offsetIn(here, clusterSize);
+      const part = into.subarray(done, done + Math.min(into.length - done, clusterSize - within));
+      parts.push(this.#readOne(part, here, within, l1Coverage));
+      done += part.length;
+    }
+    const failed = (await Promise.allSettled(parts)).find((result) => result.status === 'rejected');
+    if (failed !== undefined) throw failed.reason;
+  }
+
+  async #readOne(into: Uint8Array, at: number, within: number, l1Coverage: number): Promise<void> {
+    const { clusterSize } = this.metadata.geometry;
+    const l1Index = Math.floor(at / l1Coverage);
+    const index = Math.floor((at - l1Index * l1Coverage) / clusterSize);
+    const slice = await this.#tables.slice(this.#l1.l2Offset(l1Index), index);
+    const place = compressedAt(this.#rules, slice.view, slice.first, index, Math.floor(at / clusterSize));
+    try {
+      const cluster = await this.#compressed.read(place);
+      into.set(cluster.subarray(within, within + into.length));
+    } catch (error) {
+      if (!isSpindleError(error, 'BAD_COMPRESSED')) throw error;
+      const guest = String(at - within);
+      throw formatError('BAD_COMPRESSED', 'compressed cluster', `guest offset ${guest}: ${error.message}`, {
+        offset: place.offset,
+        cause: error,
+      });
+    }
+  }
+
+  override sparseData(): Promise<boolean> {
+    this.#sparse ??= looksPreallocated(this.#storage, this.metadata);
+    return this.#sparse;
+  }
+
+  async close(): Promise<void> {
+    if (this.data !== this.#storage) await this.data.close();
+  }
+}
+
+/** The snapshot with this id, or else the first with this name. @throws SpindleError SNAPSHOT_NOT_FOUND */
+export function findSnapshot(snapshots: readonly Snapshot[], idOrName: string): Snapshot {
+  const found = snapshots.find((one) => one.id === idOrName) ?? snapshots.find((one) => one.name === idOrName);
+  if (found !== undefined) return found;
+  const names = snapshots.map((one) => `${one.id} '${one.name}'`).join(', ');
+  throw new SpindleError(
+    'SNAPSHOT_NOT_FOUND',
+    `no snapshot '${idOrName}'; ${names === '' ? 'the image has none' : `the image has ${names}`}`,
+  );
+}

@@ -1,0 +1,99 @@
+import { textOf, viewOf } from '../../core/bytes.ts';
+import { formatError, type SpindleError } from '../../core/errors.ts';
+
+/** Bytes of the fixed part of a LUKS1 header, all eight key slots included. */
+export const LUKS_HEADER_LENGTH = 592;
+
+const LUKS_MAGIC = [0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe];
+const SLOT_AT = 208;
+const SLOT_LENGTH = 48;
+const SLOTS = 8;
+const SLOT_ACTIVE = 0x00ac_71f3;
+const SLOT_INACTIVE = 0x0000_dead;
+const STRIPES = 4000;
+const SECTOR = 512;
+const FIRST_KEY_SECTOR = 8;
+
+/** One key slot of a LUKS1 header. */
+export interface LuksSlot {
+  readonly active: boolean;
+  readonly iterations: number;
+  /** Bytes from the start of the LUKS header. */
+  readonly keyOffset: number;
+  readonly stripes: number;
+}
+
+/** A LUKS1 header without its secrets. */
+export interface LuksHeader {
+  readonly cipherName: string;
+  /** For example `xts-plain64`. */
+  readonly cipherMode: string;
+  readonly hash: string;
+  /** Bytes from the start of the LUKS header to the data. */
+  readonly payloadOffset: number;
+  readonly keyBytes: number;
+  readonly masterKeyIterations: number;
+  readonly uuid: string;
+  readonly slots: readonly LuksSlot[];
+}
+
+/**
+ * Decodes a LUKS1 header of {@link LUKS_HEADER_LENGTH} bytes that lies at host offset `offset`.
+ * @throws SpindleError BAD_ENCRYPTION
+ */
+export function decodeLuks(bytes: Uint8Array, offset: number): LuksHeader {
+  const view = viewOf(bytes);
+  const bad = (message: string, at: number): SpindleError =>
+    formatError('BAD_ENCRYPTION', 'LUKS header', message, { offset: offset + at });
+  // 0 - magic
+  if (bytes.length < LUKS_HEADER_LENGTH || LUKS_MAGIC.some((byte, at) => bytes[at] !== byte)) {
+    throw bad('not a LUKS header', 0);
+  }
+  // 6 - version
+  if (view.getUint16(6) !== 1) throw bad(`LUKS version ${String(view.getUint16(6))}; qcow2 uses version 1`, 6);
+  // 8, 40, 72 - cipher name, cipher mode, hash: 32 bytes each
+  const text = (at: number, length: number): string => {
+    const field = bytes.subarray(at, at + length);
+    const end = field.indexOf(0);
+    if (end < 0) throw bad('a text field without an end', at);
+    return textOf(field.subarray(0, end));
+  };
+  // 104 - payload offset, 108 - key bytes, 112 - master key digest, 132 - its salt, 164 - its iterations
+  const payloadOffset = view.getUint32(104) * SECTOR;
+  const keyBytes = view.getUint32(108);
+  const masterKeyIterations = view.getUint32(164);
+  if (masterKeyIterations === 0) throw bad('no iterations for the master key', 164);
+  if (keyBytes === 0 || keyBytes > 1024) throw bad(`a key of ${String(keyBytes)} bytes`, 108);
+  const slots = Array.from({ length: SLOTS }, (_, index): LuksSlot => {
+    // 208 + 48 n: state, iterations, salt (32), key sector, stripes
+    const at = SLOT_AT + index * SLOT_LENGTH;
+    const state = view.getUint32(at);
+    const iterations = view.getUint32(at + 4);
+    const keySector = view.getUint32(at + 40);
+    const stripes = view.getUint32(at + 44);
+    if (state !== SLOT_ACTIVE && state !== SLOT_INACTIVE) throw bad(`key slot ${String(index)} has an unknown state`, at);
+    if (stripes !== STRIPES) throw bad(`key slot ${String(index)} has ${String(stripes)} stripes instead of 4000`, at + 44);
+    if (state === SLOT_ACTIVE && iterations === 0) throw bad(`key slot ${String(index)} has no iterations`, at + 4);
+    if (keySector < FIRST_KEY_SECTOR) throw bad(`key slot ${String(index)} lies on the header`, at + 40);
+    return { active: state === SLOT_ACTIVE, iterations, keyOffset: keySector * SECTOR, stripes };
+  });
+  const area = Math.ceil((keyBytes * STRIPES) / SECTOR) * SECTOR;
+  slots.forEach((slot, index) => {
+    if (slot.keyOffset + area > payloadOffset) throw bad(`key slot ${String(index)} runs into the data`, SLOT_AT);
+    for (const [other, second] of slots.entries()) {
+      if (other > index && Math.abs(second.keyOffset - slot.keyOffset) < area) {
+        throw bad(`key slots ${String(index)} and ${String(other)} overlap`, SLOT_AT);
+      }
+    }
+  });
+  return {
+    cipherName: text(8, 32),
+    cipherMode: text(40, 32),
+    hash: text(72, 32),
+    payloadOffset,
+    keyBytes,
+    masterKeyIterations,
+    uuid: text(168, 40),
+    slots,
+  };
+}
