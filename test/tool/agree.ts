@@ -1,0 +1,50 @@
+import { createHash } from 'node:crypto';
+import { expect } from 'vitest';
+import type { Image } from '../../src/format/image.ts';
+import { info } from '../../src/op/info.ts';
+import { infoJson } from '../../src/op/info-json.ts';
+import { map, type MapEntry } from '../../src/op/map.ts';
+import { openImageFile } from '../../src/op/open.ts';
+import * as qemu from './qemu.ts';
+
+/** How an image is looked at. */
+export interface AgreeOptions {
+  readonly format?: string;
+  /** Where qemu-img may write the guest's content; when given, the content is compared too. */
+  readonly scratch?: string;
+  readonly check?: boolean;
+}
+
+/** sha256 of the whole guest content, read through the library in chunks of 1 MiB. */
+export async function readHash(image: Image, chunk = 1024 ** 2): Promise<string> {
+  const hash = createHash('sha256');
+  const buffer = new Uint8Array(chunk);
+  for (let at = 0; at < image.size; at += chunk) {
+    const part = buffer.subarray(0, Math.min(chunk, image.size - at));
+    await image.read(part, at);
+    hash.update(part);
+  }
+  return hash.digest('hex');
+}
+
+/** Our map with the keys of qemu-img's. */
+export async function ourMap(image: Image): Promise<Omit<MapEntry, 'file'>[]> {
+  const entries: Omit<MapEntry, 'file'>[] = [];
+  for await (const { file: _, ...entry } of map(image)) entries.push(entry);
+  return entries;
+}
+
+/** Expects that spindle and qemu-img say the same about an image: info, map, check, and its bytes. */
+export async function expectAgreement(path: string, options: AgreeOptions = {}): Promise<void> {
+  const format = options.format ?? 'qcow2';
+  expect(infoJson(await info(path, { format })), 'info').toEqual(await qemu.info(path, { format }));
+  const image = await openImageFile(path, { format });
+  try {
+    expect(await ourMap(image), 'map').toEqual(await qemu.map(path, { format }));
+    if (options.scratch !== undefined) {
+      expect(await readHash(image), 'content').toBe(await qemu.contentHash(path, options.scratch, { format }));
+    }
+  } finally {
+    await image.close();
+  }
+}
