@@ -1,0 +1,200 @@
+import type { AllocationPolicy } from '../core/allocation.ts';
+import { alignUp } from '../core/align.ts';
+import { SpindleError } from '../core/errors.ts';
+import { besideImage, localName } from '../core/path.ts';
+import { checkCreateOptions, createQcow2, QCOW2_DEFAULTS, type Qcow2CreateOptions } from '../format/qcow2/create.ts';
+import type { Format } from '../format/open.ts';
+import { knownFormat } from '../format/open.ts';
+import { createRaw, type RawPreallocation } from '../format/raw/create.ts';
+import type { Storage } from '../core/storage.ts';
+import { openFile, type FileStorage } from '../storage/file.ts';
+import { replaceFile } from '../storage/replace.ts';
+import { openImageFile } from './open.ts';
+
+/** The preallocation modes of all formats. */
+export type Preallocation = Qcow2CreateOptions['preallocation'];
+
+/** The options of a new qcow2 image; what is left out has its default. */
+export type Qcow2Options = Partial<
+  Pick<
+    Qcow2CreateOptions,
+    'version' | 'clusterSize' | 'refcountBits' | 'extendedL2' | 'lazyRefcounts' | 'compressionType' | 'dataFileRaw'
+  >
+> & {
+  /** Name of an external data file: made or replaced, and recorded as given. */
+  readonly dataFile?: string;
+};
+
+/** What to create. */
+export interface CreateRequest {
+  readonly path: string;
+  readonly format?: string | undefined;
+  /** Virtual size in bytes, rounded up to whole sectors. Default: that of the backing file. */
+  readonly size?: number | undefined;
+  /** The allocation policy; the same as preallocation off, falloc or full. */
+  readonly allocation?: AllocationPolicy | undefined;
+  /** qemu's preallocation mode; may say the same as `allocation`, not another thing. */
+  readonly preallocation?: Preallocation | undefined;
+  readonly qcow2?: Qcow2Options | undefined;
+  readonly backing?:
+    | {
+        /** Recorded as given; a relative name starts in the directory of the new image. */
+        readonly name: string;
+        readonly format: string;
+        /** Do not open it. Then `size` is needed. */
+        readonly unchecked?: boolean;
+      }
+    | undefined;
+  /** Turn copy-on-write of the file system off for the file, where it has such a switch (btrfs). */
+  readonly noCow?: boolean | undefined;
+  /** Allocation unit of the file in bytes, where the file system has such a hint (XFS); 0: none. */
+  readonly extentSizeHint?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /** Told what will be created, with everything decided, before anything is touched. */
+  onStart?(created: Created): void;
+}
+
+/** What was created: every option as it took effect. */
+export interface Created {
+  readonly path: string;
+  readonly format: Format;
+  /** Bytes. */
+  readonly size: number;
+  readonly preallocation: Preallocation;
+  readonly qcow2: Qcow2CreateOptions | null;
+}
+
+const MODE_OF: Readonly<Record<AllocationPolicy, Preallocation>> = {
+  thin: 'off',
+  'thick-lazy': 'falloc',
+  'thick-eager': 'full',
+};
+
+/**
+ * Creates an image. An existing file of that name is replaced in one step, and only after everything else succeeded.
+ * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, UNKNOWN_FORMAT, UNSUPPORTED, NO_SPACE, IN_USE, PERMISSION,
+ * NOT_FOUND, NOT_A_FILE, BACKING_NOT_FOUND and what opening the backing chain throws
+ */
+export async function create(request: CreateRequest): Promise<Created> {
+  const created = await decide(request);
+  request.onStart?.(created);
+  const path = fileName(request.path);
+  const { signal } = request;
+  if (created.qcow2 === null) {
+    await replaceFile(path, async (storage) => {
+      await prepare(storage, request);
+      await createRaw(storage, created.size, created.preallocation as RawPreallocation, signal);
+    });
+    return created;
+  }
+  const options = created.qcow2;
+  const withDataFile = async (storage: FileStorage, dataFile: Storage | null): Promise<void> => {
+    await prepare(storage, request);
+    await createQcow2(storage, options, dataFile, signal);
+  };
+  await replaceFile(path, async (storage) => {
+    if (options.dataFile === null) await withDataFile(storage, null);
+    else await replaceFile(fileName(options.dataFile), (dataFile) => withDataFile(storage, dataFile));
+  });
+  return created;
+}
+
+function fileName(path: string): string {
+  const name = localName(path);
+  if (name !== null) return name;
+  throw new SpindleError('UNSUPPORTED', `spindle creates local files; write ./${path} if this is one`, { path });
+}
+
+/** The switches of the file system, which count only while a file is empty. */
+async function prepare(storage: FileStorage, request: CreateRequest): Promise<void> {
+  if (request.noCow === true) await storage.setNoCow();
+  if (request.extentSizeHint !== undefined) await storage.setExtentSizeHint(request.extentSizeHint);
+}
+
+/** Settles every option and checks all that can be checked without touching the target. */
+async function decide(request: CreateRequest): Promise<Created> {
+  const format = knownFormat(request.format) ?? 'raw';
+  const preallocation = preallocationOf(request);
+  if (format === 'raw') {
+    if (request.backing !== undefined) throw bad('raw images have no backing file; use --format qcow2');
+    if (request.qcow2 !== undefined && Object.keys(request.qcow2).length > 0) {
+      throw bad(`raw images do not have the option ${Object.keys(request.qcow2).join(', ')}`);
+    }
+    if (preallocation === 'metadata') throw bad('raw images have no metadata to preallocate; use off, falloc or full');
+  }
+  const size = alignUp(await sizeOf(request), 512);
+  if (!Number.isSafeInteger(size)) throw new SpindleError('BAD_SIZE', 'sizes end below 8 PiB (2^53 bytes)');
+  const base = { path: request.path, format, size, preallocation };
+  if (format === 'raw') return { ...base, qcow2: null };
+  const qcow2: Qcow2CreateOptions = {
+    ...QCOW2_DEFAULTS,
+    ...request.qcow2,
+    size,
+    preallocation,
+    dataFile: request.qcow2?.dataFile ?? null,
+    backing: request.backing === undefined ? null : { name: request.backing.name, format: request.backing.format },
+  };
+  checkCreateOptions(qcow2);
+  return { ...base, qcow2 };
+}
+
+function preallocationOf(request: CreateRequest): Preallocation {
+  const { allocation, preallocation } = request;
+  if (allocation === undefined) return preallocation ?? 'off';
+  const mode = MODE_OF[allocation];
+  const thinEnough = allocation === 'thin' && preallocation === 'metadata';
+  if (preallocation === undefined || preallocation === mode) return mode;
+  if (thinEnough) return preallocation;
+  throw bad(`allocation ${allocation} and preallocation=${preallocation} contradict each other`);
+}
+
+async function sizeOf(request: CreateRequest): Promise<number> {
+  const { backing } = request;
+  let inherited: number | undefined;
+  if (backing !== undefined) {
+    knownFormat(backing.format);
+    if (backing.unchecked !== true) inherited = await backingSize(request.path, backing);
+  }
+  const size = request.size ?? inherited;
+  if (size === undefined) throw new SpindleError('BAD_SIZE', 'a size is needed, such as 10G');
+  if (!Number.isSafeInteger(size) || size < 0) throw new SpindleError('BAD_SIZE', `${String(size)} bytes is no size`);
+  return size;
+}
+
+/** Opens the backing chain as it will be opened later, also to see that it is there and makes sense. */
+async function backingSize(path: string, backing: { name: string; format: string }): Promise<number> {
+  const beside = besideImage(backing.name, path);
+  try {
+    const image = await openImageFile(beside, { format: backing.format, share: true });
+    try {
+      const own = localName(path);
+      if (own !== null && (await sameFile(image.storage as FileStorage, own))) {
+        throw new SpindleError('BACKING_LOOP', 'an image cannot back itself', { path });
+      }
+      return image.size;
+    } finally {
+      await image.close();
+    }
+  } catch (error) {
+    if (!(error instanceof SpindleError) || error.code !== 'NOT_FOUND') throw error;
+    throw new SpindleError('BACKING_NOT_FOUND', `its backing file '${beside}' cannot be opened: there is no such file`, {
+      path,
+      cause: error,
+    });
+  }
+}
+
+async function sameFile(storage: FileStorage, path: string): Promise<boolean> {
+  try {
+    const other = await openFile(path);
+    await other.close();
+    return other.identity === storage.identity;
+  } catch (error) {
+    if (error instanceof SpindleError) return false;
+    throw error;
+  }
+}
+
+function bad(message: string): SpindleError {
+  return new SpindleError('BAD_OPTION', message);
+}

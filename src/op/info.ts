@@ -1,0 +1,233 @@
+import { alignUp } from '../core/align.ts';
+import { SpindleError } from '../core/errors.ts';
+import { besideImage, localName } from '../core/path.ts';
+import { Qcow2Driver } from '../format/qcow2/driver.ts';
+import { DiskImage } from '../format/image.ts';
+import type { Format } from '../format/open.ts';
+import { BitmapFlag, Autoclear, Compatible, CryptMethod, Incompatible } from '../format/qcow2/layout.ts';
+import type { LuksHeader } from '../format/qcow2/luks.ts';
+import { readMetadata, type Metadata } from '../format/qcow2/metadata.ts';
+import type { Snapshot } from '../format/qcow2/snapshot.ts';
+import { RawDriver } from '../format/raw/driver.ts';
+import { nodeCodec } from '../native/codec.ts';
+import type { FileStorage } from '../storage/file.ts';
+import { fileGate } from './file-gate.ts';
+import { hostUsage, type HostUsage } from './host-usage.ts';
+import { openLocked } from './open.ts';
+
+/** A persistent bitmap, as info tells of it. */
+export interface BitmapInfo {
+  readonly name: string;
+  /** Guest bytes of one bit. */
+  readonly granularity: number;
+  readonly flags: readonly ('in-use' | 'auto')[];
+}
+
+/** What only qcow2 images have. */
+export interface Qcow2Info {
+  readonly compat: '0.10' | '1.1';
+  readonly compressionType: 'zlib' | 'zstd';
+  readonly lazyRefcounts: boolean;
+  readonly refcountBits: number;
+  readonly corrupt: boolean;
+  readonly extendedL2: boolean;
+  readonly dataFile: string | null;
+  readonly dataFileRaw: boolean;
+  readonly encryption: 'aes' | LuksHeader | null;
+  readonly bitmaps: readonly BitmapInfo[];
+}
+
+/** What is known of an image without opening what it refers to. Sizes in bytes. */
+export interface ImageInfo {
+  readonly path: string;
+  readonly format: Format;
+  /** The size that the guest sees. */
+  readonly virtualSize: number;
+  /** What the host has allocated for the file; null where it cannot tell. */
+  readonly actualSize: number | null;
+  /** Length of the file. */
+  readonly fileLength: number;
+  readonly isDevice: boolean;
+  readonly clusterSize: number | null;
+  readonly encrypted: boolean;
+  readonly dirty: boolean;
+  /** As recorded in the image. */
+  readonly backingName: string | null;
+  readonly backingFormat: string | null;
+  /** The recorded name, seen from where the image is. */
+  readonly backingPath: string | null;
+  readonly snapshots: readonly Snapshot[];
+  readonly qcow2: Qcow2Info | null;
+  /** How the disk lies on the host; null where that was not asked for or cannot be told. */
+  readonly allocation: HostUsage | null;
+  /** What a person should know about the image as it stands. */
+  readonly warnings: readonly string[];
+}
+
+/** What {@link info} looks at. */
+export interface InfoOptions {
+  readonly format?: string | undefined;
+  /** Look at an image that another process is changing (-U). */
+  readonly share?: boolean | undefined;
+  /** Also tell how the disk lies on the host: reads all L2 tables. `auto`: only where they are few. Default: no. */
+  readonly allocation?: boolean | 'auto' | undefined;
+}
+
+/** Bytes of L2 tables up to which `auto` counts the allocation. */
+const AUTO_TABLES = 16 * 1024 * 1024;
+
+/**
+ * Tells what an image is, from its header and the tables beside it. Opens neither backing nor data file, needs no
+ * secret.
+ * @throws SpindleError as {@link openLocked}, and the codes of the format's validation
+ */
+export async function info(path: string, options: InfoOptions = {}): Promise<ImageInfo> {
+  const { storage, format } = await openLocked(path, options);
+  try {
+    return format === 'raw' ? await rawInfo(storage, path, options) : await qcow2Info(storage, path, options);
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= path;
+    throw error;
+  } finally {
+    await storage.close();
+  }
+}
+
+/**
+ * {@link info} of an image and of all below it, from the top down.
+ * @throws SpindleError BACKING_LOOP, BACKING_NOT_FOUND, and what info throws
+ */
+export async function infoChain(path: string, options: InfoOptions = {}): Promise<ImageInfo[]> {
+  const chain: ImageInfo[] = [];
+  const seen = new Set<string>();
+  let next: string | null = path;
+  let format = options.format;
+  while (next !== null) {
+    const { storage } = await openLocked(next, { format, share: true }).catch((error: unknown) => {
+      throw chain.length === 0 ? error : missing(error, chain[chain.length - 1]?.path, next);
+    });
+    const id = storage.identity;
+    await storage.close();
+    if (seen.has(id)) {
+      throw new SpindleError('BACKING_LOOP', `the backing chain comes back to '${next}': the images back each other`, { path });
+    }
+    seen.add(id);
+    const one: ImageInfo = await info(next, { ...options, format });
+    chain.push(one);
+    next = one.backingPath === null ? null : localName(one.backingPath);
+    format = one.backingFormat ?? undefined;
+  }
+  return chain;
+}
+
+function missing(error: unknown, from: string | undefined, name: string | null): unknown {
+  if (!(error instanceof SpindleError) || error.code !== 'NOT_FOUND') return error;
+  return new SpindleError('BACKING_NOT_FOUND', `its backing file '${String(name)}' cannot be opened: there is no such file`, {
+    path: from,
+    cause: error,
+  });
+}
+
+async function common(storage: FileStorage): Promise<Pick<ImageInfo, 'actualSize' | 'fileLength' | 'isDevice'>> {
+  return { actualSize: await storage.allocatedSize(), fileLength: storage.size, isDevice: storage.isDevice };
+}
+
+async function rawInfo(storage: FileStorage, path: string, options: InfoOptions): Promise<ImageInfo> {
+  const driver = new RawDriver(storage);
+  const wanted = options.allocation === true || options.allocation === 'auto';
+  return {
+    path,
+    format: 'raw',
+    virtualSize: driver.size,
+    ...(await common(storage)),
+    clusterSize: null,
+    encrypted: false,
+    dirty: false,
+    backingName: null,
+    backingFormat: null,
+    backingPath: null,
+    snapshots: [],
+    qcow2: null,
+    allocation: wanted ? await hostUsage(new DiskImage(driver, storage, null, path)) : null,
+    warnings: [],
+  };
+}
+
+async function qcow2Info(storage: FileStorage, path: string, options: InfoOptions): Promise<ImageInfo> {
+  const metadata = await readMetadata(storage, 'info');
+  const { header, geometry, known, backingName } = metadata;
+  const tables = header.l1Size * geometry.clusterSize;
+  const wanted = options.allocation === true || (options.allocation === 'auto' && tables <= AUTO_TABLES);
+  return {
+    path,
+    format: 'qcow2',
+    virtualSize: metadata.size,
+    ...(await common(storage)),
+    clusterSize: geometry.clusterSize,
+    encrypted: header.cryptMethod !== CryptMethod.NONE,
+    dirty: (header.incompatible.lo & Incompatible.DIRTY) !== 0,
+    backingName,
+    backingFormat: known.backingFormat ?? null,
+    backingPath: backingName === null ? null : recordedPath(backingName, path),
+    snapshots: metadata.snapshots,
+    qcow2: {
+      compat: header.version === 2 ? '0.10' : '1.1',
+      compressionType: header.compressionType === 0 ? 'zlib' : 'zstd',
+      lazyRefcounts: (header.compatible.lo & Compatible.LAZY_REFCOUNTS) !== 0,
+      refcountBits: geometry.refcountBits,
+      corrupt: (header.incompatible.lo & Incompatible.CORRUPT) !== 0,
+      extendedL2: geometry.extendedL2,
+      dataFile: (header.incompatible.lo & Incompatible.DATA_FILE) === 0 ? null : (known.dataFile ?? null),
+      dataFileRaw: (header.autoclear.lo & Autoclear.DATA_FILE_RAW) !== 0,
+      encryption: header.cryptMethod === CryptMethod.AES ? 'aes' : metadata.luks,
+      bitmaps: metadata.bitmaps.map((bitmap) => ({
+        name: bitmap.name,
+        granularity: 2 ** bitmap.granularityBits,
+        flags: [
+          ...((bitmap.flags & BitmapFlag.IN_USE) !== 0 ? (['in-use'] as const) : []),
+          ...((bitmap.flags & BitmapFlag.AUTO) !== 0 ? (['auto'] as const) : []),
+        ],
+      })),
+    },
+    allocation: wanted ? await qcow2Usage(storage, metadata, path, options) : null,
+    warnings: metadata.warnings,
+  };
+}
+
+function recordedPath(name: string, image: string): string {
+  const local = localName(name);
+  return local === null ? name : besideImage(local, image);
+}
+
+/** The allocation of the top layer; null where its data file is not there. */
+async function qcow2Usage(
+  storage: FileStorage,
+  metadata: Metadata,
+  path: string,
+  options: InfoOptions,
+): Promise<HostUsage | null> {
+  const external = (metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0;
+  if (!external) {
+    const driver = await Qcow2Driver.open(storage, metadata, null, nodeCodec);
+    return hostUsage(new DiskImage(driver, storage, null, path));
+  }
+  const name = metadata.known.dataFile;
+  if (name === undefined) return null;
+  try {
+    const opened = await fileGate({ share: options.share })({ kind: 'data file', name, format: 'raw', from: path });
+    try {
+      const driver = await Qcow2Driver.open(storage, metadata, opened.storage, nodeCodec);
+      return await hostUsage(new DiskImage(driver, storage, null, path));
+    } finally {
+      await opened.storage.close();
+    }
+  } catch (error) {
+    if (error instanceof SpindleError) return null;
+    throw error;
+  }
+}
+
+/** The protocol length as qemu-img tells it: in whole sectors. */
+export function shownFileLength(image: ImageInfo): number {
+  return alignUp(image.fileLength, 512);
+}

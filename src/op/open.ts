@@ -1,0 +1,80 @@
+import { SpindleError } from '../core/errors.ts';
+import { localName } from '../core/path.ts';
+import type { Gate } from '../format/gate.ts';
+import type { Image } from '../format/image.ts';
+import { knownFormat, openImage, probeFormat, type Format } from '../format/open.ts';
+import { nodeCodec } from '../native/codec.ts';
+import { openFile, type FileStorage } from '../storage/file.ts';
+import { lockImage, type LockUse } from '../storage/lock.ts';
+import { fileGate } from './file-gate.ts';
+
+/** How an image file is opened. */
+export interface OpenFileOptions {
+  /** `raw` or `qcow2`. Default: told from the first bytes, which the guest of a raw image controls. */
+  readonly format?: string | undefined;
+  /** Open for writing too. In this version raw images only. */
+  readonly write?: boolean | undefined;
+  /** Do not keep others from using the image, and do not mind that they do (-U). Reading only. */
+  readonly share?: boolean | undefined;
+  /** Bypass the page cache of the host. */
+  readonly direct?: boolean | undefined;
+  /** Open the backing chain (default), or see unallocated ranges as zeroes. */
+  readonly backing?: boolean | undefined;
+  /** Id or name of an internal snapshot to open instead of the active disk. */
+  readonly snapshot?: string | undefined;
+  /** Who decides about backing and data files. Default: local files are opened, everything else is refused. */
+  readonly gate?: Gate | undefined;
+}
+
+/**
+ * Opens the image in a file or block device: its format, its data file and its backing chain. The image is a
+ * {@link Storage} of the guest's disk. The file stays locked, as qemu locks it, until the image is closed.
+ * @throws SpindleError NOT_FOUND, PERMISSION, NOT_A_FILE, IN_USE, UNKNOWN_FORMAT, UNSUPPORTED, BACKING_NOT_FOUND,
+ * BACKING_LOOP, DATA_FILE_NOT_FOUND, and the codes of the format's validation
+ */
+export async function openImageFile(path: string, options: OpenFileOptions = {}): Promise<Image> {
+  const { storage, format } = await openLocked(path, options);
+  return openImage(storage, {
+    format,
+    codec: nodeCodec,
+    gate: options.gate ?? fileGate({ share: options.share }),
+    backing: options.backing,
+    snapshot: options.snapshot,
+    name: path,
+    id: storage.identity,
+  });
+}
+
+/**
+ * Opens the file of an image, tells its format, and locks it as users of that format do. What the file refers to is
+ * not opened.
+ */
+export async function openLocked(
+  path: string,
+  options: Pick<OpenFileOptions, 'format' | 'write' | 'share' | 'direct'> = {},
+): Promise<{ storage: FileStorage; format: Format }> {
+  const wanted = knownFormat(options.format);
+  const file = localName(path);
+  if (file === null) {
+    throw new SpindleError('UNSUPPORTED', `spindle opens local files; write ./${path} if this is one`, { path });
+  }
+  const storage = await openFile(file, { write: options.write === true, direct: options.direct === true });
+  try {
+    const format = wanted ?? (await probeFormat(storage));
+    if (options.write === true && format !== 'raw') {
+      throw new SpindleError('UNSUPPORTED', `this version of spindle writes raw images only, not ${format}`, { path });
+    }
+    await lockImage(storage, lockUse(format, options));
+    return { storage, format };
+  } catch (error) {
+    await storage.close();
+    if (error instanceof SpindleError) error.path ??= path;
+    throw error;
+  }
+}
+
+function lockUse(format: Format, options: Pick<OpenFileOptions, 'write' | 'share'>): LockUse {
+  if (options.share) return 'snoop';
+  if (format === 'raw') return options.write ? 'write-raw' : 'read-raw';
+  return options.write ? 'write' : 'read';
+}
