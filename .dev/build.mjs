@@ -7,7 +7,11 @@ import { readdirSync } from 'node:fs';
 
 rmSync(join(root, 'dist'), { recursive: true, force: true });
 rmSync(join(root, '.cache', 'build.tsbuildinfo'), { force: true });
-run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', join(root, '.dev', 'tsconfig.build.json')]);
+run(process.execPath, [
+  join(root, 'node_modules', 'typescript', 'bin', 'tsc'),
+  '-p',
+  join(root, '.dev', 'tsconfig.build.json'),
+]);
 
 const { build } = await import('esbuild');
 const commands = readdirSync(join(root, 'src', 'cli', 'command')).map((name) => `src/cli/command/${name}`);

@@ -29,12 +29,19 @@ export default tseslint.config(
       '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_' }],
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: false }],
       '@typescript-eslint/return-await': ['error', 'error-handling-correctness-only'],
+      '@typescript-eslint/no-confusing-void-expression': [
+        'error',
+        { ignoreArrowShorthand: true, ignoreVoidReturningFunctions: true },
+      ],
       eqeqeq: 'error',
       'no-console': 'error',
       'no-restricted-syntax': [
         'error',
         { selector: 'TSEnumDeclaration', message: 'erasable syntax only' },
-        { selector: "BinaryExpression[operator='%'][right.name=/[sS]ize/]", message: 'use isAligned or offsetIn' },
+        {
+          selector: "BinaryExpression[operator='%'][right.name=/[sS]ize/]",
+          message: 'use isAligned or offsetIn',
+        },
       ],
     },
   },
@@ -48,6 +55,7 @@ export default tseslint.config(
     rules: {
       'no-console': 'off',
       '@typescript-eslint/no-non-null-assertion': 'off',
+      '@typescript-eslint/unbound-method': 'off',
       'no-restricted-syntax': 'off',
     },
   },

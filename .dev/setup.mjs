@@ -31,7 +31,11 @@ if (addonOff) {
   console.log('spindle: no cargo here, so no addon; running on the TypeScript twins (slower, same bytes)');
 }
 
-once('build', hashOf(['src', 'tsconfig.json', '.dev/tsconfig.build.json', '.dev/build.mjs', 'package-lock.json']), () => {
-  console.log('spindle: building the TypeScript');
-  run(process.execPath, [join(root, '.dev', 'build.mjs')]);
-});
+once(
+  'build',
+  hashOf(['src', 'tsconfig.json', '.dev/tsconfig.build.json', '.dev/build.mjs', 'package-lock.json']),
+  () => {
+    console.log('spindle: building the TypeScript');
+    run(process.execPath, [join(root, '.dev', 'build.mjs')]);
+  },
+);

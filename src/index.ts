@@ -24,10 +24,23 @@ export { openImage, probeFormat, type Format, type OpenOptions } from './format/
 export type { Snapshot } from './format/qcow2/snapshot.ts';
 export { addonStatus, type AddonStatus } from './native/binding.ts';
 export { nodeCodec } from './native/codec.ts';
-export { create, type Created, type CreateRequest, type Preallocation, type Qcow2Options } from './op/create.ts';
+export {
+  create,
+  type Created,
+  type CreateRequest,
+  type Preallocation,
+  type Qcow2Options,
+} from './op/create.ts';
 export { fileGate, type FileGateOptions } from './op/file-gate.ts';
 export { type HostUsage } from './op/host-usage.ts';
-export { info, infoChain, type BitmapInfo, type ImageInfo, type InfoOptions, type Qcow2Info } from './op/info.ts';
+export {
+  info,
+  infoChain,
+  type BitmapInfo,
+  type ImageInfo,
+  type InfoOptions,
+  type Qcow2Info,
+} from './op/info.ts';
 export { infoJson, type Json } from './op/info-json.ts';
 export { map, type MapEntry, type MapOptions } from './op/map.ts';
 export { openImageFile, type OpenFileOptions } from './op/open.ts';

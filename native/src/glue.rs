@@ -2,7 +2,7 @@
 //! cross as `ERRNO:<number>:<call>`, damaged compressed data as `BAD_COMPRESSED:<reason>`.
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
-use crate::{allocate, buffer, codec, device, lock, sparse, zero};
+use crate::{allocate, buffer, codec, device, flags, lock, sparse, zero};
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
 };
@@ -158,6 +158,25 @@ pub fn device_zero_out(fd: f64, offset: f64, length: f64) -> Promise<()> {
     job(move || {
         const CALL: &str = "ioctl BLKZEROOUT";
         device::zero_out(descriptor(fd)?, whole(offset, CALL)?, whole(length, CALL)?)
+    })
+}
+
+/// Resolves to whether copy-on-write is off.
+#[napi]
+pub fn set_no_cow(fd: f64) -> Promise<bool> {
+    job(move || flags::set_no_cow(descriptor(fd)?))
+}
+
+/// Resolves to bytes.
+#[napi]
+pub fn extent_size_hint(fd: f64) -> Promise<u32> {
+    job(move || flags::extent_size_hint(descriptor(fd)?))
+}
+
+#[napi]
+pub fn set_extent_size_hint(fd: f64, bytes: f64) -> Promise<()> {
+    job(move || {
+        flags::set_extent_size_hint(descriptor(fd)?, whole(bytes, "ioctl FS_IOC_FSSETXATTR")?)
     })
 }
 

@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod codec;
 pub mod device;
 pub mod failure;
+pub mod flags;
 pub mod lock;
 pub mod os;
 pub mod sparse;

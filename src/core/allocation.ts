@@ -24,5 +24,8 @@ export function reservable(storage: Storage): Reservable {
   if (typeof candidate.reserve === 'function' && typeof candidate.writePhysicalZeroes === 'function') {
     return candidate as Reservable;
   }
-  throw new SpindleError('UNSUPPORTED', 'this storage cannot reserve space; only files and block devices can');
+  throw new SpindleError(
+    'UNSUPPORTED',
+    'this storage cannot reserve space; only files and block devices can',
+  );
 }

@@ -15,7 +15,10 @@ export function viewOf(bytes: Uint8Array): DataView {
 export function getU64(view: DataView, at: number): number {
   const hi = view.getUint32(at);
   if (hi > 0x1f_ffff) {
-    throw new SpindleError('LIMIT', `the 64-bit value 0x${hex64(hi, view.getUint32(at + 4))} is 2^53 or more`);
+    throw new SpindleError(
+      'LIMIT',
+      `the 64-bit value 0x${hex64(hi, view.getUint32(at + 4))} is 2^53 or more`,
+    );
   }
   return hi * TWO_32 + view.getUint32(at + 4);
 }

@@ -68,12 +68,23 @@ export class SpindleError extends Error {
   path: string | undefined;
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
-    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    super(printable(message), details.cause === undefined ? undefined : { cause: details.cause });
     this.name = 'SpindleError';
     this.code = code;
     this.at = details.at;
     this.path = details.path;
   }
+}
+
+/**
+ * Text as it may be shown on one line: control characters, which a name inside a hostile image may hold to fool a
+ * terminal, are written as escapes.
+ */
+export function printable(text: string): string {
+  // eslint-disable-next-line no-control-regex -- they are what is looked for
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (char) => {
+    return `\\x${(char.codePointAt(0) ?? 0).toString(16).padStart(2, '0')}`;
+  });
 }
 
 /** Whether `error` is a {@link SpindleError}, of the given code when one is named. */

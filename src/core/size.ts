@@ -21,8 +21,15 @@ export function parseSize(text: string): number {
   if (hexadecimal?.[1] !== undefined) return bounded(text, Number.parseInt(hexadecimal[1], 16));
   const decimal = /^\s*\+?(\d*)(?:(\.)(\d*))?([bkmgtpe])?$/i.exec(text);
   const [, whole = '', point, fraction = '', suffix] = decimal ?? [];
-  if (decimal === null || (whole === '' && fraction === '') || (point !== undefined && suffix === undefined)) {
-    throw badSize(text, 'a size is a number with an optional suffix k, M, G, T, P or E, such as 512, 64k or 1.5G');
+  if (
+    decimal === null ||
+    (whole === '' && fraction === '') ||
+    (point !== undefined && suffix === undefined)
+  ) {
+    throw badSize(
+      text,
+      'a size is a number with an optional suffix k, M, G, T, P or E, such as 512, 64k or 1.5G',
+    );
   }
   const unit = SUFFIX[(suffix ?? 'b').toLowerCase()] ?? 1;
   if (unit === 1 && point !== undefined) throw badSize(text, 'a byte has no fraction');
@@ -49,5 +56,13 @@ export function formatSize(bytes: number): string {
     value /= 1024;
     unit++;
   }
-  return `${Number(value.toPrecision(3)).toString()} ${UNITS[unit] ?? ''}`;
+  return `${String(threeDigits(value))} ${UNITS[unit] ?? ''}`;
+}
+
+/** Rounded to three significant digits; from the middle between two to the even one, as printf does. */
+function threeDigits(value: number): number {
+  const unit = 10 ** (2 - Math.floor(Math.log10(value || 1)));
+  const below = Math.floor(value * unit);
+  const isMiddle = value * unit - below === 0.5;
+  return isMiddle && below % 2 === 0 ? below / unit : Number(value.toPrecision(3));
 }

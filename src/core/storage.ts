@@ -55,6 +55,8 @@ export interface Storage {
   hostExtents?(at: number, length: number): Promise<HostExtent[]>;
   /** Bytes that the host has allocated for the storage (st_blocks). Absent where nobody can tell. */
   allocatedSize?(): Promise<number>;
+  /** Bytes in which the host gives space to the storage where that is more than its blocks; 0 for blocks (XFS). */
+  extentSizeHint?(): Promise<number>;
 }
 
 /** Capabilities of a storage that can only be read. */

@@ -28,7 +28,8 @@ export interface Opened {
 export type Gate = (reference: Reference) => Promise<Opened>;
 
 /** The gate that lets nothing through. */
-export const denyAll: Gate = (reference) => Promise.reject(denied(reference, 'opening other files is not allowed'));
+export const denyAll: Gate = (reference) =>
+  Promise.reject(denied(reference, 'opening other files is not allowed'));
 
 /** The error of a gate that refuses. */
 export function denied(reference: Reference, why: string): SpindleError {

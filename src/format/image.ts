@@ -2,7 +2,7 @@ import { SpindleError } from '../core/errors.ts';
 import { ExtentFlag, type Extent } from '../core/extent.ts';
 import { readPadded } from '../core/read.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
-import type { FormatDriver } from './driver.ts';
+import type { FormatDriver, Mapping } from './driver.ts';
 import { blockStatus } from './status.ts';
 
 /** An image: the disk that a guest sees, with the format and the backing chain behind it. */
@@ -51,48 +51,47 @@ export class DiskImage implements Image {
     this.#check(at, into.length);
     // Every part is awaited, also after a failure: none may still write to `into` once this has settled.
     const parts: Promise<void>[] = [];
-    let failure: unknown;
-    let failed = false;
-    for (let done = 0; done < into.length; ) {
-      try {
+    let failure: { readonly reason: unknown } | undefined;
+    try {
+      for (let done = 0; done < into.length;) {
         const answer = this.driver.map(at + done, into.length - done);
         const mapping = answer instanceof Promise ? await answer : answer;
         const part = into.subarray(done, done + mapping.length);
-        switch (mapping.kind) {
-          case 'data':
-            if (mapping.encrypted) throw new SpindleError('ENCRYPTED', 'the data is encrypted and no secret was given');
-            parts.push(readPadded(mapping.storage, part, mapping.at));
-            break;
-          case 'zero':
-            part.fill(0);
-            break;
-          case 'backing':
-            if (this.backing === null) part.fill(0);
-            else parts.push(readPadded(this.backing, part, at + done));
-            break;
-          case 'compressed':
-            parts.push(this.driver.readCompressed(part, at + done));
-            break;
-        }
+        const fetching = this.#fetch(mapping, part, at + done);
+        if (fetching !== null) parts.push(fetching);
         done += mapping.length;
-      } catch (error) {
-        failure = error;
-        failed = true;
-        break;
       }
+    } catch (error) {
+      failure = { reason: error };
     }
     for (const result of await Promise.allSettled(parts)) {
-      if (result.status === 'rejected' && !failed) {
-        failure = result.reason;
-        failed = true;
-      }
+      if (result.status === 'rejected') failure ??= { reason: result.reason };
     }
-    if (failed) throw failure;
+    if (failure !== undefined) throw this.#named(failure.reason);
+  }
+
+  /** Fills `part` from where its mapping says; null when that is done already. */
+  #fetch(mapping: Mapping, part: Uint8Array, at: number): Promise<void> | null {
+    switch (mapping.kind) {
+      case 'data':
+        if (mapping.encrypted)
+          throw new SpindleError('ENCRYPTED', 'the data is encrypted and no secret was given');
+        return readPadded(mapping.storage, part, mapping.at);
+      case 'backing':
+        if (this.backing !== null) return readPadded(this.backing, part, at);
+        part.fill(0);
+        return null;
+      case 'zero':
+        part.fill(0);
+        return null;
+      case 'compressed':
+        return this.driver.readCompressed(part, at);
+    }
   }
 
   async write(from: Uint8Array, at: number): Promise<void> {
     this.#check(at, from.length);
-    for (let done = 0; done < from.length; ) {
+    for (let done = 0; done < from.length;) {
       const place = await this.driver.ensureData(at + done, from.length - done);
       await place.storage.write(from.subarray(done, done + place.length), place.at);
       done += place.length;
@@ -138,6 +137,12 @@ export class DiskImage implements Image {
       this.backing?.close(),
     ]);
     for (const result of results) if (result.status === 'rejected') throw result.reason;
+  }
+
+  /** An error of this layer with the name of its image. */
+  #named(error: unknown): unknown {
+    if (error instanceof SpindleError) error.path ??= this.name;
+    return error;
   }
 
   #check(at: number, length: number): void {

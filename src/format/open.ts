@@ -47,7 +47,8 @@ async function openLayer(storage: Storage, options: OpenOptions, chain: readonly
   try {
     const format = knownFormat(options.format) ?? (await probeFormat(storage));
     if (format === 'raw') {
-      if (options.snapshot !== undefined) throw new SpindleError('SNAPSHOT_NOT_FOUND', 'raw images have no snapshots');
+      if (options.snapshot !== undefined)
+        throw new SpindleError('SNAPSHOT_NOT_FOUND', 'raw images have no snapshots');
       return new DiskImage(new RawDriver(storage), storage, null, options.name);
     }
     return await openQcow2(storage, options, chain);
@@ -66,7 +67,8 @@ async function openQcow2(storage: Storage, options: OpenOptions, chain: readonly
   try {
     if ((metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0) {
       const name = metadata.known.dataFile;
-      if (name === undefined) throw new SpindleError('DATA_FILE_NOT_FOUND', 'the image does not name its data file');
+      if (name === undefined)
+        throw new SpindleError('DATA_FILE_NOT_FOUND', 'the image does not name its data file');
       dataFile = (await gate({ kind: 'data file', name, format: 'raw', from: options.name })).storage;
     }
     if (metadata.backingName !== null && options.backing !== false) {
@@ -97,16 +99,18 @@ async function openBacking(
     await opened.storage.close();
     throw loopError(opened);
   }
-  return openLayer(
-    opened.storage,
-    { codec: options.codec, gate, format, name: opened.name, id: opened.id },
-    [...chain, opened.id],
-  );
+  return openLayer(opened.storage, { codec: options.codec, gate, format, name: opened.name, id: opened.id }, [
+    ...chain,
+    opened.id,
+  ]);
 }
 
 /** The error of a backing chain that comes back to a file it has passed already. */
 export function loopError(opened: Opened): SpindleError {
-  return new SpindleError('BACKING_LOOP', `the backing chain comes back to '${opened.name}': the images back each other`);
+  return new SpindleError(
+    'BACKING_LOOP',
+    `the backing chain comes back to '${opened.name}': the images back each other`,
+  );
 }
 
 /** A format name from a user or an image, checked. @throws SpindleError UNKNOWN_FORMAT */

@@ -1,3 +1,4 @@
+import { SpindleError } from '../core/errors.ts';
 import { ExtentFlag } from '../core/extent.ts';
 import type { Storage } from '../core/storage.ts';
 import type { Mapping } from './driver.ts';
@@ -36,8 +37,7 @@ export async function blockStatus(image: Image, at: number, length: number): Pro
  * unless there is nothing below at `at`: then it is zero, though not allocated.
  */
 export async function layerStatus(layer: Image, at: number, length: number, depth = 0): Promise<BlockStatus> {
-  const answer = layer.driver.map(at, length, true);
-  const mapping = answer instanceof Promise ? await answer : answer;
+  const mapping = await preciseMapping(layer, at, length);
   const plain = { length: mapping.length, compressed: false, depth, layer };
   switch (mapping.kind) {
     case 'data':
@@ -46,10 +46,25 @@ export async function layerStatus(layer: Image, at: number, length: number, dept
       return { ...plain, allocated: true, data: false, zero: true, host: reserved(layer, mapping.reserved) };
     case 'backing': {
       const below = layer.backing !== null && at < layer.backing.size;
-      return { ...plain, allocated: false, data: false, zero: !below, host: reserved(layer, mapping.reserved) };
+      return {
+        ...plain,
+        allocated: false,
+        data: false,
+        zero: !below,
+        host: reserved(layer, mapping.reserved),
+      };
     }
     case 'compressed':
       return { ...plain, allocated: true, data: true, zero: false, compressed: true, host: null };
+  }
+}
+
+async function preciseMapping(layer: Image, at: number, length: number): Promise<Mapping> {
+  try {
+    return await layer.driver.map(at, length, true);
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= layer.name;
+    throw error;
   }
 }
 

@@ -25,6 +25,14 @@ export function checkSpan(fd: number, offset: number, length: number): void {
   checkWhole('offset + length', offset + length);
 }
 
+/** @throws RangeError unless descriptor and hint are sound; a hint is stored in 32 bits */
+export function checkExtentSizeHint(fd: number, bytes: number): void {
+  checkDescriptor(fd);
+  checkWhole('an extent size hint', bytes);
+  if (bytes > 0xffff_ffff)
+    throw new RangeError(`an extent size hint is smaller than 4 GiB, not ${String(bytes)}`);
+}
+
 /** @throws RangeError unless every byte offset to be locked is sound */
 export function checkBytes(fd: number, bytes: readonly number[]): void {
   checkDescriptor(fd);

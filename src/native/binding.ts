@@ -2,7 +2,14 @@ import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { SpindleError } from '../core/errors.ts';
-import { checkBuffer, checkBytes, checkDescriptor, checkSpan, checkWhole } from './arguments.ts';
+import {
+  checkBuffer,
+  checkBytes,
+  checkDescriptor,
+  checkExtentSizeHint,
+  checkSpan,
+  checkWhole,
+} from './arguments.ts';
 import { systemError, type Subject } from './errno.ts';
 import { twins } from './fallback.ts';
 import type { FallocateMode, FiemapExtent, Native, ZeroReport } from './types.ts';
@@ -17,6 +24,9 @@ interface Addon {
   deviceInfo(fd: number): Promise<Float64Array>;
   deviceDiscard(fd: number, offset: number, length: number): Promise<void>;
   deviceZeroOut(fd: number, offset: number, length: number): Promise<void>;
+  setNoCow(fd: number): Promise<boolean>;
+  extentSizeHint(fd: number): Promise<number>;
+  setExtentSizeHint(fd: number, bytes: number): Promise<void>;
   alignedBuffer(size: number, alignment: number): Uint8Array;
   lockBytes(fd: number, bytes: readonly number[]): void;
   unlockBytes(fd: number, bytes: readonly number[]): void;
@@ -142,6 +152,21 @@ function wrap(addon: Addon): Native {
     async deviceZeroOut(fd, offset, length) {
       checkSpan(fd, offset, length);
       await settle(addon.deviceZeroOut(fd, offset, length), { fd, offset, length });
+    },
+
+    async setNoCow(fd) {
+      checkDescriptor(fd);
+      return settle(addon.setNoCow(fd), { fd });
+    },
+
+    async extentSizeHint(fd) {
+      checkDescriptor(fd);
+      return settle(addon.extentSizeHint(fd), { fd });
+    },
+
+    async setExtentSizeHint(fd, bytes) {
+      checkExtentSizeHint(fd, bytes);
+      await settle(addon.setExtentSizeHint(fd, bytes), { fd });
     },
 
     alignedBuffer(size, alignment) {

@@ -16,6 +16,7 @@ import { isZero } from '../core/bytes.ts';
 import { SpindleError } from '../core/errors.ts';
 import { checkBuffer, checkBytes, checkDescriptor, checkSpan, checkWhole } from './arguments.ts';
 import { nodeError, systemError, type Subject } from './errno.ts';
+import { extentSizeHint, setExtentSizeHint, setNoCow } from './flags.ts';
 import { GIVEN_FILE, runProgram, type Program } from './program.ts';
 import type { DeviceInfo, FallocateMode, FiemapExtent, Native } from './types.ts';
 
@@ -35,6 +36,9 @@ export const twins: Native = {
   deviceInfo,
   deviceDiscard: (fd, offset, length) => onDevice(DISCARD, [], { fd, offset, length }),
   deviceZeroOut: (fd, offset, length) => onDevice(ZERO_OUT, ['-z'], { fd, offset, length }),
+  setNoCow,
+  extentSizeHint,
+  setExtentSizeHint,
   alignedBuffer,
   lockBytes,
   unlockBytes: checkBytes,

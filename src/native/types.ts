@@ -49,6 +49,21 @@ export interface Native {
   /** BLKZEROOUT: the device zeroes by itself where it can, else the kernel writes zeroes. @throws UNSUPPORTED */
   deviceZeroOut(fd: number, offset: number, length: number): Promise<void>;
 
+  /**
+   * Turns copy-on-write off for a file (FS_NOCOW_FL), which counts only while it is empty. Whether it is off
+   * afterwards: file systems without the switch (all but btrfs) and files that hold data stay as they are.
+   */
+  setNoCow(fd: number): Promise<boolean>;
+
+  /** The extent size hint of a file, the unit in which it is given space (FS_XFLAG_EXTSIZE); 0 where there is none. */
+  extentSizeHint(fd: number): Promise<number>;
+
+  /**
+   * Sets the extent size hint, at most 2^32 - 1, or takes it away (0). IO (EINVAL) for a size that is not whole blocks,
+   * and for a file that holds data. @throws UNSUPPORTED where the file system has no such hint (all but XFS)
+   */
+  setExtentSizeHint(fd: number, bytes: number): Promise<void>;
+
   /** A zeroed buffer whose address is a multiple of `alignment`, for O_DIRECT. @throws UNSUPPORTED (twin) */
   alignedBuffer(size: number, alignment: number): Uint8Array;
 

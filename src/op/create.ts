@@ -2,7 +2,12 @@ import type { AllocationPolicy } from '../core/allocation.ts';
 import { alignUp } from '../core/align.ts';
 import { SpindleError } from '../core/errors.ts';
 import { besideImage, localName } from '../core/path.ts';
-import { checkCreateOptions, createQcow2, QCOW2_DEFAULTS, type Qcow2CreateOptions } from '../format/qcow2/create.ts';
+import {
+  checkCreateOptions,
+  createQcow2,
+  QCOW2_DEFAULTS,
+  type Qcow2CreateOptions,
+} from '../format/qcow2/create.ts';
 import type { Format } from '../format/open.ts';
 import { knownFormat } from '../format/open.ts';
 import { createRaw, type RawPreallocation } from '../format/raw/create.ts';
@@ -18,7 +23,13 @@ export type Preallocation = Qcow2CreateOptions['preallocation'];
 export type Qcow2Options = Partial<
   Pick<
     Qcow2CreateOptions,
-    'version' | 'clusterSize' | 'refcountBits' | 'extendedL2' | 'lazyRefcounts' | 'compressionType' | 'dataFileRaw'
+    | 'version'
+    | 'clusterSize'
+    | 'refcountBits'
+    | 'extendedL2'
+    | 'lazyRefcounts'
+    | 'compressionType'
+    | 'dataFileRaw'
   >
 > & {
   /** Name of an external data file: made or replaced, and recorded as given. */
@@ -47,11 +58,16 @@ export interface CreateRequest {
     | undefined;
   /** Turn copy-on-write of the file system off for the file, where it has such a switch (btrfs). */
   readonly noCow?: boolean | undefined;
-  /** Allocation unit of the file in bytes, where the file system has such a hint (XFS); 0: none. */
+  /**
+   * Unit in bytes in which the file is given space, where the file system has such a hint (XFS). Default: 1 MiB there,
+   * as qemu has it. 0: leave the hint alone.
+   */
   readonly extentSizeHint?: number | undefined;
   readonly signal?: AbortSignal | undefined;
-  /** Told what will be created, with everything decided, before anything is touched. */
+  /** Told what will be created: when everything is decided and nothing stands against it, before it is written. */
   onStart?(created: Created): void;
+  /** Told what was asked for and could not be done, though the image is made. */
+  onWarning?(message: string): void;
 }
 
 /** What was created: every option as it took effect. */
@@ -63,6 +79,9 @@ export interface Created {
   readonly preallocation: Preallocation;
   readonly qcow2: Qcow2CreateOptions | null;
 }
+
+/** Bytes. qemu sets it so that images grow in large extents. */
+const DEFAULT_EXTENT_SIZE_HINT = 1024 ** 2;
 
 const MODE_OF: Readonly<Record<AllocationPolicy, Preallocation>> = {
   thin: 'off',
@@ -77,12 +96,12 @@ const MODE_OF: Readonly<Record<AllocationPolicy, Preallocation>> = {
  */
 export async function create(request: CreateRequest): Promise<Created> {
   const created = await decide(request);
-  request.onStart?.(created);
   const path = fileName(request.path);
   const { signal } = request;
   if (created.qcow2 === null) {
     await replaceFile(path, async (storage) => {
       await prepare(storage, request);
+      request.onStart?.(created);
       await createRaw(storage, created.size, created.preallocation as RawPreallocation, signal);
     });
     return created;
@@ -90,11 +109,17 @@ export async function create(request: CreateRequest): Promise<Created> {
   const options = created.qcow2;
   const withDataFile = async (storage: FileStorage, dataFile: Storage | null): Promise<void> => {
     await prepare(storage, request);
+    request.onStart?.(created);
     await createQcow2(storage, options, dataFile, signal);
   };
   await replaceFile(path, async (storage) => {
     if (options.dataFile === null) await withDataFile(storage, null);
-    else await replaceFile(fileName(options.dataFile), (dataFile) => withDataFile(storage, dataFile));
+    else {
+      await replaceFile(fileName(options.dataFile), async (dataFile) => {
+        await prepare(dataFile, request);
+        await withDataFile(storage, dataFile);
+      });
+    }
   });
   return created;
 }
@@ -102,25 +127,42 @@ export async function create(request: CreateRequest): Promise<Created> {
 function fileName(path: string): string {
   const name = localName(path);
   if (name !== null) return name;
-  throw new SpindleError('UNSUPPORTED', `spindle creates local files; write ./${path} if this is one`, { path });
+  throw new SpindleError('UNSUPPORTED', `spindle creates local files; write ./${path} if this is one`, {
+    path,
+  });
 }
 
 /** The switches of the file system, which count only while a file is empty. */
 async function prepare(storage: FileStorage, request: CreateRequest): Promise<void> {
   if (request.noCow === true) await storage.setNoCow();
-  if (request.extentSizeHint !== undefined) await storage.setExtentSizeHint(request.extentSizeHint);
+  const { extentSizeHint: asked } = request;
+  const hint = storage.isDevice ? (asked ?? 0) : (asked ?? DEFAULT_EXTENT_SIZE_HINT);
+  if (hint === 0) return;
+  try {
+    await storage.setExtentSizeHint(hint);
+  } catch (error) {
+    if (!(error instanceof SpindleError)) throw error;
+    if (asked === undefined) return;
+    const why = error.code === 'UNSUPPORTED' ? 'has no such hint' : `refuses one of ${String(asked)} bytes`;
+    request.onWarning?.(`the extent size hint is not set: the file system ${why}`);
+  }
 }
 
 /** Settles every option and checks all that can be checked without touching the target. */
 async function decide(request: CreateRequest): Promise<Created> {
   const format = knownFormat(request.format) ?? 'raw';
   const preallocation = preallocationOf(request);
+  const hint = request.extentSizeHint ?? 0;
+  if (!Number.isSafeInteger(hint) || hint < 0 || hint >= 2 ** 32) {
+    throw bad(`extent_size_hint must be smaller than 4G, not ${String(hint)}`);
+  }
   if (format === 'raw') {
     if (request.backing !== undefined) throw bad('raw images have no backing file; use --format qcow2');
     if (request.qcow2 !== undefined && Object.keys(request.qcow2).length > 0) {
       throw bad(`raw images do not have the option ${Object.keys(request.qcow2).join(', ')}`);
     }
-    if (preallocation === 'metadata') throw bad('raw images have no metadata to preallocate; use off, falloc or full');
+    if (preallocation === 'metadata')
+      throw bad('raw images have no metadata to preallocate; use off, falloc or full');
   }
   const size = alignUp(await sizeOf(request), 512);
   if (!Number.isSafeInteger(size)) throw new SpindleError('BAD_SIZE', 'sizes end below 8 PiB (2^53 bytes)');
@@ -132,7 +174,8 @@ async function decide(request: CreateRequest): Promise<Created> {
     size,
     preallocation,
     dataFile: request.qcow2?.dataFile ?? null,
-    backing: request.backing === undefined ? null : { name: request.backing.name, format: request.backing.format },
+    backing:
+      request.backing === undefined ? null : { name: request.backing.name, format: request.backing.format },
   };
   checkCreateOptions(qcow2);
   return { ...base, qcow2 };
@@ -157,7 +200,8 @@ async function sizeOf(request: CreateRequest): Promise<number> {
   }
   const size = request.size ?? inherited;
   if (size === undefined) throw new SpindleError('BAD_SIZE', 'a size is needed, such as 10G');
-  if (!Number.isSafeInteger(size) || size < 0) throw new SpindleError('BAD_SIZE', `${String(size)} bytes is no size`);
+  if (!Number.isSafeInteger(size) || size < 0)
+    throw new SpindleError('BAD_SIZE', `${String(size)} bytes is no size`);
   return size;
 }
 
@@ -177,10 +221,14 @@ async function backingSize(path: string, backing: { name: string; format: string
     }
   } catch (error) {
     if (!(error instanceof SpindleError) || error.code !== 'NOT_FOUND') throw error;
-    throw new SpindleError('BACKING_NOT_FOUND', `its backing file '${beside}' cannot be opened: there is no such file`, {
-      path,
-      cause: error,
-    });
+    throw new SpindleError(
+      'BACKING_NOT_FOUND',
+      `its backing file '${beside}' cannot be opened: there is no such file`,
+      {
+        path,
+        cause: error,
+      },
+    );
   }
 }
 

@@ -31,8 +31,14 @@ async function openReferenced(reference: Reference, path: string, options: FileG
     storage = await openFile(path);
   } catch (error) {
     if (!isSpindleError(error)) throw error;
+    if (error.code === 'NOT_A_FILE')
+      throw denied(reference, 'it is neither a regular file nor a block device');
     const code =
-      error.code !== 'NOT_FOUND' ? error.code : reference.kind === 'backing file' ? 'BACKING_NOT_FOUND' : 'DATA_FILE_NOT_FOUND';
+      error.code !== 'NOT_FOUND'
+        ? error.code
+        : reference.kind === 'backing file'
+          ? 'BACKING_NOT_FOUND'
+          : 'DATA_FILE_NOT_FOUND';
     const why = error.code === 'NOT_FOUND' ? 'there is no such file' : error.message;
     throw new SpindleError(code, `its ${reference.kind} '${path}' cannot be opened: ${why}`, {
       path: reference.from,

@@ -40,28 +40,59 @@ export interface HostRun {
 export async function hostUsage(image: Image, signal?: AbortSignal): Promise<HostUsage | null> {
   const sum = { unmapped: 0, written: 0, unwritten: 0, delayed: 0, hole: 0, compressed: 0 };
   let shared = 0;
+  const reserved = new ReservedSpace(await firstWriteUnit(image));
   const runs = hostRuns(image, 0, image.size);
   if (runs === null) return null;
   for await (const run of runs) {
     signal?.throwIfAborted();
     sum[run.kind] += run.length;
     if (run.shared) shared += run.length;
+    reserved.add(run);
   }
-  return { size: image.size, ...sum, shared, policy: policyOf({ size: image.size, ...sum }) };
+  const policy = policyOf({ size: image.size, ...sum }, reserved.total);
+  return { size: image.size, ...sum, shared, policy };
+}
+
+/** Bytes that a first write may allocate though it writes only a part of them: the rest is unwritten. */
+async function firstWriteUnit(image: Image): Promise<number> {
+  const { data, granularity } = image.driver;
+  return Math.max(granularity, (await data.extentSizeHint?.()) ?? 0);
+}
+
+/** Sums up the unwritten space that no first write leaves behind: runs of at least two units. */
+class ReservedSpace {
+  total = 0;
+  readonly #unit: number;
+  #run = 0;
+
+  constructor(unit: number) {
+    this.#unit = unit;
+  }
+
+  add({ kind, length }: HostRun): void {
+    if (kind !== 'unwritten') {
+      this.#run = 0;
+      return;
+    }
+    const before = this.#run;
+    this.#run += length;
+    if (this.#run >= 2 * this.#unit) this.total += before >= 2 * this.#unit ? length : this.#run;
+  }
 }
 
 type Sums = Omit<HostUsage, 'shared' | 'policy'>;
 
 /**
- * The policy that the figures show. Thin: space is missing, and none is reserved. Thick-lazy: all has its space, some
- * of it unwritten. Thick-eager: all is written, which a thin disk that was filled cannot be told from.
+ * The policy that the figures show. Thin: space is missing, and none is reserved but what first writes left unwritten
+ * beside them (`reserved` counts the rest). Thick-lazy: all has its space, some of it unwritten. Thick-eager: all is
+ * written, which a thin disk that was filled cannot be told from.
  */
-export function policyOf(sums: Sums): HostUsage['policy'] {
+export function policyOf(sums: Sums, reserved = sums.unwritten): HostUsage['policy'] {
   const missing = sums.unmapped + sums.hole + sums.compressed;
   if (sums.size === 0) return null;
   // A raw file of odd length lacks the rest of its last sector, whatever its policy.
   if (missing < 512) return sums.unwritten > 0 ? 'thick-lazy' : 'thick-eager';
-  return sums.unwritten > 0 ? 'mixed' : 'thin';
+  return reserved > 0 ? 'mixed' : 'thin';
 }
 
 /** Guest bytes mapped by one question to the host. */

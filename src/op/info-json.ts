@@ -10,7 +10,8 @@ export type Json = string | number | boolean | null | Json[] | { [key: string]: 
  * it stands under `allocation`, a key of spindle's own.
  */
 export function infoJson(image: ImageInfo): { [key: string]: Json } {
-  const actual: { [key: string]: Json } = image.actualSize === null ? {} : { 'actual-size': image.actualSize };
+  const actual: { [key: string]: Json } =
+    image.actualSize === null ? {} : { 'actual-size': image.actualSize };
   return {
     children: [{ name: 'file', info: fileJson(image, actual) }],
     'virtual-size': image.virtualSize,
@@ -41,7 +42,10 @@ function fileJson(image: ImageInfo, actual: { [key: string]: Json }): Json {
     filename: image.path,
     format,
     ...actual,
-    'format-specific': { type: format === 'file' ? 'file' : 'host_device', data: {} },
+    'format-specific': {
+      type: format,
+      data: image.extentSizeHint === 0 ? {} : { 'extent-size-hint': image.extentSizeHint },
+    },
     'dirty-flag': false,
   };
 }
@@ -66,7 +70,13 @@ function qcow2Json(qcow2: Qcow2Info): Json {
     ...(qcow2.compat === '0.10' ? {} : { 'lazy-refcounts': qcow2.lazyRefcounts }),
     ...(qcow2.bitmaps.length === 0
       ? {}
-      : { bitmaps: qcow2.bitmaps.map(({ name, granularity, flags }) => ({ flags: [...flags], name, granularity })) }),
+      : {
+          bitmaps: qcow2.bitmaps.map(({ name, granularity, flags }) => ({
+            flags: [...flags],
+            name,
+            granularity,
+          })),
+        }),
     'refcount-bits': qcow2.refcountBits,
     ...(qcow2.encryption === null
       ? {}

@@ -48,6 +48,8 @@ export interface ImageInfo {
   /** Length of the file. */
   readonly fileLength: number;
   readonly isDevice: boolean;
+  /** Unit in bytes in which the file system gives space to the file, beyond its blocks (XFS); 0 for none. */
+  readonly extentSizeHint: number;
   readonly clusterSize: number | null;
   readonly encrypted: boolean;
   readonly dirty: boolean;
@@ -109,7 +111,11 @@ export async function infoChain(path: string, options: InfoOptions = {}): Promis
     const id = storage.identity;
     await storage.close();
     if (seen.has(id)) {
-      throw new SpindleError('BACKING_LOOP', `the backing chain comes back to '${next}': the images back each other`, { path });
+      throw new SpindleError(
+        'BACKING_LOOP',
+        `the backing chain comes back to '${next}': the images back each other`,
+        { path },
+      );
     }
     seen.add(id);
     const one: ImageInfo = await info(next, { ...options, format });
@@ -122,14 +128,25 @@ export async function infoChain(path: string, options: InfoOptions = {}): Promis
 
 function missing(error: unknown, from: string | undefined, name: string | null): unknown {
   if (!(error instanceof SpindleError) || error.code !== 'NOT_FOUND') return error;
-  return new SpindleError('BACKING_NOT_FOUND', `its backing file '${String(name)}' cannot be opened: there is no such file`, {
-    path: from,
-    cause: error,
-  });
+  return new SpindleError(
+    'BACKING_NOT_FOUND',
+    `its backing file '${String(name)}' cannot be opened: there is no such file`,
+    {
+      path: from,
+      cause: error,
+    },
+  );
 }
 
-async function common(storage: FileStorage): Promise<Pick<ImageInfo, 'actualSize' | 'fileLength' | 'isDevice'>> {
-  return { actualSize: await storage.allocatedSize(), fileLength: storage.size, isDevice: storage.isDevice };
+async function common(
+  storage: FileStorage,
+): Promise<Pick<ImageInfo, 'actualSize' | 'fileLength' | 'isDevice' | 'extentSizeHint'>> {
+  return {
+    actualSize: await storage.allocatedSize(),
+    fileLength: storage.size,
+    isDevice: storage.isDevice,
+    extentSizeHint: await storage.extentSizeHint(),
+  };
 }
 
 async function rawInfo(storage: FileStorage, path: string, options: InfoOptions): Promise<ImageInfo> {
@@ -214,7 +231,12 @@ async function qcow2Usage(
   const name = metadata.known.dataFile;
   if (name === undefined) return null;
   try {
-    const opened = await fileGate({ share: options.share })({ kind: 'data file', name, format: 'raw', from: path });
+    const opened = await fileGate({ share: options.share })({
+      kind: 'data file',
+      name,
+      format: 'raw',
+      from: path,
+    });
     try {
       const driver = await Qcow2Driver.open(storage, metadata, opened.storage, nodeCodec);
       return await hostUsage(new DiskImage(driver, storage, null, path));

@@ -44,14 +44,18 @@ export async function* map(image: Image, options: MapOptions = {}): AsyncGenerat
   const start = options.start ?? 0;
   const end = Math.min(image.size, start + (options.length ?? Infinity));
   if (start < 0 || (start >= image.size && image.size > 0 && start !== 0)) {
-    throw new SpindleError('BAD_SIZE', `offset ${String(start)} is past the end of the disk at ${String(image.size)}`);
+    throw new SpindleError(
+      'BAD_SIZE',
+      `offset ${String(start)} is past the end of the disk at ${String(image.size)}`,
+    );
   }
   let pending: MapEntry | undefined;
-  for (let at = start; at < end; ) {
+  for (let at = start; at < end;) {
     options.signal?.throwIfAborted();
     const entry = await entryAt(image, at, end - at);
     for await (const part of options.host === true && entry.depth === 0 ? withHost(image, entry) : [entry]) {
-      if (pending !== undefined && joins(pending, part)) pending = { ...pending, length: pending.length + part.length };
+      if (pending !== undefined && joins(pending, part))
+        pending = { ...pending, length: pending.length + part.length };
       else {
         if (pending !== undefined) yield pending;
         pending = part;
@@ -59,7 +63,9 @@ export async function* map(image: Image, options: MapOptions = {}): AsyncGenerat
     }
     at += entry.length;
   }
-  yield pending ?? { start: 0, length: 0, depth: 0, present: false, zero: false, data: false, compressed: false };
+  yield (
+    pending ?? { start: 0, length: 0, depth: 0, present: false, zero: false, data: false, compressed: false }
+  );
 }
 
 async function entryAt(image: Image, at: number, length: number): Promise<MapEntry> {
@@ -78,7 +84,8 @@ async function entryAt(image: Image, at: number, length: number): Promise<MapEnt
 
 function fileOf(layer: Image, storage: Image['storage']): { file?: string } {
   const named = storage as { path?: unknown };
-  const name = typeof named.path === 'string' ? named.path : storage === layer.storage ? layer.name : undefined;
+  const name =
+    typeof named.path === 'string' ? named.path : storage === layer.storage ? layer.name : undefined;
   return name === undefined ? {} : { file: name };
 }
 

@@ -3,6 +3,8 @@ import { localName } from '../core/path.ts';
 import type { Gate } from '../format/gate.ts';
 import type { Image } from '../format/image.ts';
 import { knownFormat, openImage, probeFormat, type Format } from '../format/open.ts';
+import { Incompatible } from '../format/qcow2/layout.ts';
+import { readMetadata } from '../format/qcow2/metadata.ts';
 import { nodeCodec } from '../native/codec.ts';
 import { openFile, type FileStorage } from '../storage/file.ts';
 import { lockImage, type LockUse } from '../storage/lock.ts';
@@ -56,14 +58,14 @@ export async function openLocked(
   const wanted = knownFormat(options.format);
   const file = localName(path);
   if (file === null) {
-    throw new SpindleError('UNSUPPORTED', `spindle opens local files; write ./${path} if this is one`, { path });
+    throw new SpindleError('UNSUPPORTED', `spindle opens local files; write ./${path} if this is one`, {
+      path,
+    });
   }
   const storage = await openFile(file, { write: options.write === true, direct: options.direct === true });
   try {
     const format = wanted ?? (await probeFormat(storage));
-    if (options.write === true && format !== 'raw') {
-      throw new SpindleError('UNSUPPORTED', `this version of spindle writes raw images only, not ${format}`, { path });
-    }
+    if (options.write === true && format === 'qcow2') await refuseWriting(storage);
     await lockImage(storage, lockUse(format, options));
     return { storage, format };
   } catch (error) {
@@ -71,6 +73,18 @@ export async function openLocked(
     if (error instanceof SpindleError) error.path ??= path;
     throw error;
   }
+}
+
+/** @throws SpindleError CORRUPT, UNSUPPORTED, and what reading the header throws */
+async function refuseWriting(storage: FileStorage): Promise<never> {
+  const { header } = await readMetadata(storage, 'info');
+  if ((header.incompatible.lo & Incompatible.CORRUPT) !== 0) {
+    throw new SpindleError(
+      'CORRUPT',
+      'the image is marked corrupt and must not be written to before it is repaired',
+    );
+  }
+  throw new SpindleError('UNSUPPORTED', 'this version of spindle writes raw images only, not qcow2');
 }
 
 function lockUse(format: Format, options: Pick<OpenFileOptions, 'write' | 'share'>): LockUse {

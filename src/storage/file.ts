@@ -60,16 +60,42 @@ interface Abilities {
 async function abilities(path: string, opened: Opened, write: boolean, direct: boolean): Promise<Abilities> {
   const { fd, stats, isDevice, size } = opened;
   const punch = write && !isDevice && (await filesPunch(path));
+  const tells = isDevice ? NOTHING : await whatFilesTell(fd, stats.dev, size);
   return {
     can: {
       write,
       resize: write && !isDevice,
       zero: punch || (write && isDevice && native().kind === 'addon'),
       discard: punch || (write && isDevice && (await deviceDiscards(stats.rdev))),
-      extents: !isDevice && (await works(() => native().dataExtents(fd, 0, size, 1))),
+      extents: tells.extents,
       direct,
     },
-    fiemap: !isDevice && (await works(() => native().fiemap(fd, 0, Math.max(size, 1), 1, false))),
+    fiemap: tells.fiemap,
+  };
+}
+
+/** What a file system tells of its files. */
+interface Tells {
+  readonly extents: boolean;
+  readonly fiemap: boolean;
+}
+
+const NOTHING: Tells = { extents: false, fiemap: false };
+
+/** File systems, by device number, that tell both: to ask costs two turns of the thread pool at each opening. */
+const tellAll = new Set<bigint>();
+
+async function whatFilesTell(fd: number, device: bigint, size: number): Promise<Tells> {
+  if (tellAll.has(device)) return { extents: true, fiemap: true };
+  const tells = await askFileSystem(fd, size);
+  if (tells.extents && tells.fiemap) tellAll.add(device);
+  return tells;
+}
+
+async function askFileSystem(fd: number, size: number): Promise<Tells> {
+  return {
+    extents: await works(() => native().dataExtents(fd, 0, size, 1)),
+    fiemap: await works(() => native().fiemap(fd, 0, Math.max(size, 1), 1, false)),
   };
 }
 
@@ -267,6 +293,44 @@ export class FileStorage implements Storage {
     await this.#grow(at, length, !keepSize, () =>
       this.#native('reserve space', () => native().fallocate(this.#fd, mode, at, length)),
     );
+  }
+
+  /**
+   * Turns copy-on-write of the file system off for the file (btrfs), which counts only while it is empty. Does nothing
+   * where there is no such switch.
+   */
+  setNoCow(): Promise<void> {
+    return this.#run(async () => {
+      this.#checkWrite();
+      if (!this.isDevice) await this.#native('turn copy-on-write off', () => native().setNoCow(this.#fd));
+    });
+  }
+
+  /**
+   * Sets the unit in bytes in which the file is given space (XFS), or takes it away (0); the file must be empty.
+   * @throws UNSUPPORTED where there is no such hint, IO when the file system refuses it
+   */
+  setExtentSizeHint(bytes: number): Promise<void> {
+    return this.#run(async () => {
+      this.#checkWrite();
+      const doing = 'set the extent size hint';
+      if (!this.isDevice) return this.#native(doing, () => native().setExtentSizeHint(this.#fd, bytes));
+      const message = `${this.path}: a block device has no extent size hint`;
+      if (bytes !== 0) throw new SpindleError('UNSUPPORTED', message, { path: this.path });
+    });
+  }
+
+  /** What {@link setExtentSizeHint} set; 0 for nothing, and where nobody can tell. */
+  extentSizeHint(): Promise<number> {
+    return this.#run(async () => {
+      if (this.isDevice) return 0;
+      try {
+        return await this.#native('ask the extent size hint', () => native().extentSizeHint(this.#fd));
+      } catch (error) {
+        if (isSpindleError(error, 'UNSUPPORTED')) return 0;
+        throw error;
+      }
+    });
   }
 
   async #write(from: Uint8Array, at: number): Promise<void> {

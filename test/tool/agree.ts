@@ -1,6 +1,8 @@
 import { createHash } from 'node:crypto';
 import { expect } from 'vitest';
 import type { Image } from '../../src/format/image.ts';
+import { checkExitCode, checkJson } from '../../src/op/check.ts';
+import { checkFile } from '../../src/op/check-file.ts';
 import { info } from '../../src/op/info.ts';
 import { infoJson } from '../../src/op/info-json.ts';
 import { map, type MapEntry } from '../../src/op/map.ts';
@@ -47,4 +49,9 @@ export async function expectAgreement(path: string, options: AgreeOptions = {}):
   } finally {
     await image.close();
   }
+  if (options.check === false || format === 'raw') return;
+  const judged = await qemu.check(path, { format });
+  const ours = await checkFile(path, { format });
+  expect(checkJson(ours, path, format), 'check').toEqual(judged.json);
+  expect(checkExitCode(ours), 'exit code of check').toBe(judged.code);
 }

@@ -62,7 +62,11 @@ export async function stageFixtures(sections: readonly ('good' | 'check' | 'bad'
     await mkdir(join(stage, section));
     for (const file of await readdir(join(FIXTURES, section))) {
       if (/\.(json|sha256)$/.test(file)) continue;
-      await copyFixture(join(FIXTURES, section, file), join(stage, section, file), section === 'good' && sparse.has(file));
+      await copyFixture(
+        join(FIXTURES, section, file),
+        join(stage, section, file),
+        section === 'good' && sparse.has(file),
+      );
     }
   }
   return stage;

@@ -1,4 +1,4 @@
-import { alignUp, divUp } from '../../core/align.ts';
+import { alignUp, divUp, isAligned } from '../../core/align.ts';
 import { getU64, textOf, viewOf } from '../../core/bytes.ts';
 import { formatError, isSpindleError, type SpindleError } from '../../core/errors.ts';
 import { BITMAP_TYPE_DIRTY, BitmapFlag, BitmapOffset, Limit } from './layout.ts';
@@ -24,7 +24,7 @@ export function bitmapTableSize(virtualSize: number, granularityBits: number, cl
 /**
  * Decodes the whole bitmap directory, which lies at host offset `offset` and must hold exactly `count` entries.
  * Bitmaps in use are taken with less care: only their place has to make sense, so that they can be removed.
- * @throws SpindleError BAD_BITMAP
+ * @throws SpindleError BAD_BITMAP, LIMIT
  */
 export function decodeDirectory(
   bytes: Uint8Array,
@@ -54,7 +54,23 @@ export function decodeDirectory(
       granularityBits: view.getUint8(at + BitmapOffset.granularityBits),
       offset: offset + at,
     };
-    const problem = entryProblem(entry, view.getUint8(at + BitmapOffset.type), nameLength, clusterSize, virtualSize);
+    if (entry.tableSize > Limit.BITMAP_TABLE || entry.tableSize * clusterSize > Limit.BITMAP_DATA) {
+      throw formatError(
+        'LIMIT',
+        'bitmap directory',
+        `a bitmap table of ${String(entry.tableSize)} entries is too large`,
+        {
+          offset: offset + at,
+        },
+      );
+    }
+    const problem = entryProblem(
+      entry,
+      view.getUint8(at + BitmapOffset.type),
+      nameLength,
+      clusterSize,
+      virtualSize,
+    );
     if (problem !== null) throw bad(problem, offset + at);
     if (names.has(entry.name)) throw bad(`two bitmaps named '${entry.name}'`, offset + at);
     names.add(entry.name);
@@ -87,14 +103,16 @@ function entryProblem(
   const { tableSize, granularityBits, flags } = entry;
   if (type !== BITMAP_TYPE_DIRTY) return `bitmap type ${String(type)} is unknown`;
   if ((flags & ~BitmapFlag.KNOWN) !== 0) return 'flags that spindle does not know';
-  if (nameLength === 0) return 'a bitmap without a name';
   if (nameLength > Limit.BITMAP_NAME) return `a bitmap name of ${String(nameLength)} bytes is too long`;
-  if (granularityBits < Limit.MIN_BITMAP_GRANULARITY_BITS || granularityBits > Limit.MAX_BITMAP_GRANULARITY_BITS) {
+  if (
+    granularityBits < Limit.MIN_BITMAP_GRANULARITY_BITS ||
+    granularityBits > Limit.MAX_BITMAP_GRANULARITY_BITS
+  ) {
     return `granularity_bits is ${String(granularityBits)}, must be 9 to 31`;
   }
   if (tableSize === 0) return 'an empty bitmap table';
-  if (entry.tableOffset === 0 || entry.tableOffset % clusterSize !== 0) return 'a bitmap table that is not cluster aligned';
-  if (tableSize > Limit.BITMAP_TABLE || tableSize * clusterSize > Limit.BITMAP_DATA) return 'a bitmap table that is too large';
+  if (entry.tableOffset === 0 || !isAligned(entry.tableOffset, clusterSize))
+    return 'a bitmap table that is not cluster aligned';
   if ((flags & BitmapFlag.IN_USE) === 0) {
     const needed = bitmapTableSize(virtualSize, granularityBits, clusterSize);
     if (tableSize !== needed) {

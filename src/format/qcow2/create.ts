@@ -85,7 +85,8 @@ export function checkCreateOptions(options: Qcow2CreateOptions): void {
     if (options.preallocation !== 'off' && !options.extendedL2) {
       throw bad('a backing file and preallocation exclude each other, unless with extended_l2=on');
     }
-    if (bytesOf(options.backing.format ?? '').length > Limit.BACKING_FORMAT) throw bad('the backing format name is too long');
+    if (bytesOf(options.backing.format ?? '').length > Limit.BACKING_FORMAT)
+      throw bad('the backing format name is too long');
   }
   if (options.dataFile === '') throw bad('data_file needs a name');
   encodeFirstCluster(options, planImage(planned(options)));
@@ -119,7 +120,10 @@ export async function createQcow2(
   const { clusterSize } = plan.geometry;
   if (storage.can.resize) await storage.resize(plan.length);
   else if (storage.size < plan.used * clusterSize) {
-    throw new SpindleError('NO_SPACE', `the device has ${String(storage.size)} bytes; the image needs ${String(plan.length)}`);
+    throw new SpindleError(
+      'NO_SPACE',
+      `the device has ${String(storage.size)} bytes; the image needs ${String(plan.length)}`,
+    );
   } else await storage.zero(0, plan.data.at * clusterSize || plan.used * clusterSize);
   await allocateData(storage, plan, options, dataFile, signal);
   await writeRefcounts(storage, plan);
@@ -149,12 +153,16 @@ async function allocateData(
       else await reservable(dataFile).reserve(0, length);
       break;
     case 'full':
-      await reservable(target).writePhysicalZeroes(at, length, signal);
+      // Metadata too: its clusters are not filled, and no hole or merely reserved block is to be left in the file.
+      if (target === storage && storage.can.resize) {
+        await reservable(storage).writePhysicalZeroes(0, plan.length, signal);
+      } else await reservable(target).writePhysicalZeroes(at, length, signal);
       break;
     default:
   }
   // What a device held before would show through mapped clusters.
-  if (!target.can.resize && plan.data.clusters > 0 && options.preallocation !== 'full') await target.zero(at, length);
+  if (!target.can.resize && plan.data.clusters > 0 && options.preallocation !== 'full')
+    await target.zero(at, length);
 }
 
 /** Bytes that are prepared before they are written. */
@@ -169,7 +177,7 @@ async function writeRefcounts(storage: Storage, plan: Plan): Promise<void> {
   });
   const full = refcountBlock(plan, geometry.refcountsPerBlock);
   const perChunk = Math.max(1, Math.floor(CHUNK / geometry.clusterSize));
-  for (let index = 0; index < plan.refcountBlocks.length; ) {
+  for (let index = 0; index < plan.refcountBlocks.length;) {
     const start = plan.refcountBlocks[index] ?? 0;
     let count = 1;
     while (count < perChunk && plan.refcountBlocks[index + count] === start + count) count++;
@@ -246,7 +254,8 @@ function encodeFirstCluster(options: Qcow2CreateOptions, plan: Plan): Uint8Array
   if (options.backing?.format !== undefined) {
     extensions.push({ magic: ExtensionMagic.BACKING_FORMAT, data: bytesOf(options.backing.format) });
   }
-  if (options.dataFile !== null) extensions.push({ magic: ExtensionMagic.DATA_FILE, data: bytesOf(options.dataFile) });
+  if (options.dataFile !== null)
+    extensions.push({ magic: ExtensionMagic.DATA_FILE, data: bytesOf(options.dataFile) });
   // Small clusters have no room to spare for names.
   if (options.version === 3 && clusterSize > 4096) {
     extensions.push({ magic: ExtensionMagic.FEATURE_NAMES, data: encodeFeatureNames() });

@@ -1,11 +1,12 @@
-import { offsetIn } from '../../core/align.ts';
+import { alignDown, offsetIn } from '../../core/align.ts';
 import type { Codec } from '../../core/codec.ts';
 import { formatError, isSpindleError, SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
 import { ReadOnlyDriver, type Mapping } from '../driver.ts';
 import { CompressedClusters } from './compressed.ts';
+import { l1SizeFor } from './geometry.ts';
 import { compressedAt, mapRun, type ClusterRun, type MappingRules } from './mapping.ts';
-import { CryptMethod, Incompatible, Limit, TABLE_ENTRY } from './layout.ts';
+import { CryptMethod, Incompatible, Limit, SECTOR, TABLE_ENTRY } from './layout.ts';
 import type { Metadata } from './metadata.ts';
 import { looksPreallocated } from './preallocated.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -55,7 +56,12 @@ export class Qcow2Driver extends ReadOnlyDriver {
    * The driver of an image whose metadata was read. `dataFile` is its external data file: needed to map guest data
    * where the image has one, null otherwise.
    */
-  static async open(storage: Storage, metadata: Metadata, dataFile: Storage | null, codec: Codec): Promise<Qcow2Driver> {
+  static async open(
+    storage: Storage,
+    metadata: Metadata,
+    dataFile: Storage | null,
+    codec: Codec,
+  ): Promise<Qcow2Driver> {
     const { header, geometry, size } = metadata;
     const l1 = await L1Table.read(storage, header.l1TableOffset, header.l1Size, geometry.clusterSize);
     return new Qcow2Driver(storage, metadata, dataFile ?? storage, size, l1, {
@@ -66,17 +72,28 @@ export class Qcow2Driver extends ReadOnlyDriver {
 
   /**
    * The driver of an internal snapshot, by id or else by name. Its size is the one that the disk had then.
-   * @throws SpindleError SNAPSHOT_NOT_FOUND, BAD_SNAPSHOT
+   * @throws SpindleError SNAPSHOT_NOT_FOUND, BAD_SNAPSHOT, LIMIT
    */
   async openSnapshot(idOrName: string): Promise<Qcow2Driver> {
     const snapshot = findSnapshot(this.metadata.snapshots, idOrName);
     const { geometry } = this.metadata;
-    const bad = (message: string): SpindleError =>
-      formatError('BAD_SNAPSHOT', `snapshot '${snapshot.name}'`, message, { offset: snapshot.l1TableOffset });
-    if (snapshot.l1Size * TABLE_ENTRY > Limit.L1_TABLE) throw bad('its L1 table is larger than 32 MiB');
-    if (offsetIn(snapshot.l1TableOffset, geometry.clusterSize) !== 0) throw bad('its L1 table is not cluster aligned');
-    const l1 = await L1Table.read(this.#storage, snapshot.l1TableOffset, snapshot.l1Size, geometry.clusterSize);
-    const size = snapshot.diskSize ?? this.metadata.size;
+    const bad = (message: string, code: 'BAD_SNAPSHOT' | 'LIMIT' = 'BAD_SNAPSHOT'): SpindleError =>
+      formatError(code, `snapshot '${snapshot.name}'`, message, { offset: snapshot.l1TableOffset });
+    if (snapshot.l1Size * TABLE_ENTRY > Limit.L1_TABLE) {
+      throw bad('its L1 table is larger than 32 MiB', 'LIMIT');
+    }
+    if (offsetIn(snapshot.l1TableOffset, geometry.clusterSize) !== 0)
+      throw bad('its L1 table is not cluster aligned');
+    const l1 = await L1Table.read(
+      this.#storage,
+      snapshot.l1TableOffset,
+      snapshot.l1Size,
+      geometry.clusterSize,
+    );
+    const size = snapshot.diskSize === null ? this.metadata.size : alignDown(snapshot.diskSize, SECTOR);
+    if (snapshot.diskSize !== null && snapshot.l1Size < l1SizeFor(geometry, size)) {
+      throw bad('its L1 table is too small for its disk size');
+    }
     return new Qcow2Driver(this.#storage, this.metadata, this.data, size, l1, {
       tables: this.#tables,
       compressed: this.#compressed,
@@ -125,7 +142,7 @@ export class Qcow2Driver extends ReadOnlyDriver {
   async readCompressed(into: Uint8Array, at: number): Promise<void> {
     const { clusterSize, l1Coverage } = this.metadata.geometry;
     const parts: Promise<void>[] = [];
-    for (let done = 0; done < into.length; ) {
+    for (let done = 0; done < into.length;) {
       const here = at + done;
       const within = offsetIn(here, clusterSize);
       const part = into.subarray(done, done + Math.min(into.length - done, clusterSize - within));
@@ -167,7 +184,8 @@ export class Qcow2Driver extends ReadOnlyDriver {
 
 /** The snapshot with this id, or else the first with this name. @throws SpindleError SNAPSHOT_NOT_FOUND */
 export function findSnapshot(snapshots: readonly Snapshot[], idOrName: string): Snapshot {
-  const found = snapshots.find((one) => one.id === idOrName) ?? snapshots.find((one) => one.name === idOrName);
+  const found =
+    snapshots.find((one) => one.id === idOrName) ?? snapshots.find((one) => one.name === idOrName);
   if (found !== undefined) return found;
   const names = snapshots.map((one) => `${one.id} '${one.name}'`).join(', ');
   throw new SpindleError(

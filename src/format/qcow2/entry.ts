@@ -72,7 +72,11 @@ export function compressedPlace(hi: number, lo: number, clusterBits: number): Co
 }
 
 /** The two halves of a compressed L2 entry for `length` bytes at byte offset `offset`. */
-export function encodeCompressed(offset: number, length: number, clusterBits: number): [hi: number, lo: number] {
+export function encodeCompressed(
+  offset: number,
+  length: number,
+  clusterBits: number,
+): [hi: number, lo: number] {
   const shift = 38 - clusterBits;
   const further = Math.floor((offset + length - 1) / 512) - Math.floor(offset / 512);
   return [(COMPRESSED | (further << shift) | Math.floor(offset / TWO_32)) >>> 0, offset >>> 0];

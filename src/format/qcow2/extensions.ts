@@ -1,6 +1,6 @@
-import { alignUp } from '../../core/align.ts';
+import { alignUp, isAligned } from '../../core/align.ts';
 import { bytesOf, getU64, hex, setU64, textOf, viewOf } from '../../core/bytes.ts';
-import { formatError } from '../../core/errors.ts';
+import { formatError, type SpindleError } from '../../core/errors.ts';
 import { featureKey } from './header.ts';
 import { CryptMethod, ExtensionMagic, FEATURE_NAME_LENGTH, FEATURE_NAMES, Limit } from './layout.ts';
 
@@ -11,6 +11,9 @@ export interface Extension {
   /** Host offset of the extension, in bytes. */
   readonly offset: number;
 }
+
+/** The largest high half of a 64-bit value below 2^53. */
+const MAX_HI = 0x1f_ffff;
 
 /** Bytes of an extension's magic and length. */
 const EXTENSION_HEADER = 8;
@@ -26,7 +29,9 @@ export function decodeExtensions(bytes: Uint8Array, start: number, end: number):
   let at = start;
   while (at < end) {
     if (at + EXTENSION_HEADER > end) {
-      throw formatError('BAD_EXTENSION', 'header extension', 'cut short by the end of its area', { offset: at });
+      throw formatError('BAD_EXTENSION', 'header extension', 'cut short by the end of its area', {
+        offset: at,
+      });
     }
     if (at + EXTENSION_HEADER > bytes.length) return null;
     const magic = view.getUint32(at);
@@ -107,7 +112,10 @@ export function interpretExtensions(
     switch (extension.magic) {
       case ExtensionMagic.BACKING_FORMAT:
         if (extension.data.length > Limit.BACKING_FORMAT) {
-          throw badExtension(extension, `a backing format name of ${String(extension.data.length)} bytes is too long`);
+          throw badExtension(
+            extension,
+            `a backing format name of ${String(extension.data.length)} bytes is too long`,
+          );
         }
         backingFormat = textOf(extension.data);
         break;
@@ -156,18 +164,27 @@ function decodeBitmapsExtension(extension: Extension): BitmapsExtension {
   };
 }
 
-function decodeCryptoExtension(extension: Extension, cryptMethod: number, clusterSize: number): CryptoExtension {
-  if (cryptMethod !== CryptMethod.LUKS) {
-    throw badExtension(extension, 'an encryption header in an image that is not LUKS encrypted');
+function decodeCryptoExtension(
+  extension: Extension,
+  cryptMethod: number,
+  clusterSize: number,
+): CryptoExtension {
+  const bad = (message: string): SpindleError =>
+    formatError('BAD_ENCRYPTION', 'header extension', message, { offset: extension.offset });
+  if (extension.data.length !== 16) {
+    throw badExtension(extension, 'the encryption header extension must have 16 bytes');
   }
-  if (extension.data.length !== 16) throw badExtension(extension, 'the encryption header extension must have 16 bytes');
+  if (cryptMethod !== CryptMethod.LUKS)
+    throw bad('an encryption header in an image that is not LUKS encrypted');
   const view = viewOf(extension.data);
+  if (view.getUint32(0) > MAX_HI || view.getUint32(8) > MAX_HI)
+    throw bad('an encryption header at 2^53 or more');
   const offset = getU64(view, 0);
-  if (offset % clusterSize !== 0) throw badExtension(extension, 'the encryption header is not cluster aligned');
+  if (!isAligned(offset, clusterSize)) throw bad('the encryption header is not cluster aligned');
   return { offset, length: getU64(view, 8) };
 }
 
-function badExtension(extension: Extension, message: string): Error {
+function badExtension(extension: Extension, message: string): SpindleError {
   return formatError('BAD_EXTENSION', 'header extension', message, {
     field: hex(extension.magic),
     offset: extension.offset,

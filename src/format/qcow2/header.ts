@@ -1,4 +1,5 @@
-import { getU64, hex, setU64, viewOf } from '../../core/bytes.ts';
+import { isAligned } from '../../core/align.ts';
+import { getU64, setU64, viewOf } from '../../core/bytes.ts';
 import { formatError, isSpindleError, SpindleError, type ErrorCode } from '../../core/errors.ts';
 import {
   CompressionType,
@@ -81,14 +82,17 @@ function featureWord(view: DataView, at: number): FeatureWord {
  * Decodes the fixed fields from the first bytes of a file: at least 112, zero-extended where the file is shorter, and
  * up to `header_length` where that is more. Checks what can be checked before anything else of the file is known;
  * unknown feature bits are left to {@link checkFeatures}, because their names stand in an extension.
- * @throws SpindleError BAD_MAGIC, UNSUPPORTED_VERSION, BAD_HEADER, LIMIT
+ * `fileLength` is the length of the whole file.
+ * @throws SpindleError BAD_MAGIC, UNSUPPORTED_VERSION, UNKNOWN_FEATURE, BAD_HEADER, LIMIT
  */
-export function decodeHeader(bytes: Uint8Array): Header {
+export function decodeHeader(bytes: Uint8Array, fileLength: number): Header {
   const view = viewOf(bytes);
   // 0 - magic
   if (view.getUint32(HeaderOffset.magic) !== MAGIC) {
     throw bad('BAD_MAGIC', 'magic', 'not a qcow2 image');
   }
+  if (fileLength < HEADER_LENGTH_V2)
+    throw bad('BAD_HEADER', 'magic', `cut short at ${String(fileLength)} bytes`);
   // 4 - version
   const version = view.getUint32(HeaderOffset.version);
   if (version !== 2 && version !== 3) {
@@ -109,14 +113,24 @@ export function decodeHeader(bytes: Uint8Array): Header {
       `header_length is ${String(headerLength)}, must be 104 to ${String(clusterSize)} (one cluster)`,
     );
   }
+  if (fileLength < headerLength)
+    throw bad('BAD_HEADER', 'headerLength', `cut short at ${String(fileLength)} bytes`);
   // 8, 16 - backing file name
-  const backingFileOffset = u64(view, 'backingFileOffset', 'the offset of the backing file name');
+  const farAway = view.getUint32(HeaderOffset.backingFileOffset) !== 0;
+  const backingFileOffset = farAway ? Infinity : view.getUint32(HeaderOffset.backingFileOffset + 4);
   const backingFileSize = view.getUint32(HeaderOffset.backingFileSize);
   if (backingFileOffset > clusterSize) {
-    throw bad('BAD_HEADER', 'backingFileOffset', `the backing file name at ${hex(backingFileOffset)} is not in the first cluster`);
+    throw bad('BAD_HEADER', 'backingFileOffset', 'the backing file name does not lie in the first cluster');
   }
-  if (backingFileOffset !== 0 && backingFileSize > Math.min(Limit.BACKING_NAME, clusterSize - backingFileOffset)) {
-    throw bad('BAD_HEADER', 'backingFileSize', `a backing file name of ${String(backingFileSize)} bytes is too long`);
+  if (
+    backingFileOffset !== 0 &&
+    backingFileSize > Math.min(Limit.BACKING_NAME, clusterSize - backingFileOffset)
+  ) {
+    throw bad(
+      'BAD_HEADER',
+      'backingFileSize',
+      `a backing file name of ${String(backingFileSize)} bytes is too long`,
+    );
   }
   // 72, 80, 88 - features; 96 - refcount_order; 104 - compression_type
   const isV3 = version === 3;
@@ -129,7 +143,11 @@ export function decodeHeader(bytes: Uint8Array): Header {
   }
   const typeBit = (incompatible.lo & Incompatible.COMPRESSION_TYPE) !== 0;
   if (typeBit !== (compressionType !== CompressionType.ZLIB)) {
-    throw bad('BAD_HEADER', 'compressionType', 'the compression type and its feature bit contradict each other');
+    throw bad(
+      'BAD_HEADER',
+      'compressionType',
+      'the compression type and its feature bit contradict each other',
+    );
   }
   return {
     version,
@@ -191,17 +209,25 @@ export function checkGeometry(header: Header, purpose: Purpose): void {
     throw bad('BAD_HEADER', 'clusterBits', 'extended L2 entries need clusters of 16 KiB or more');
   }
   if (header.refcountOrder > Limit.MAX_REFCOUNT_ORDER) {
-    throw bad('BAD_HEADER', 'refcountOrder', `refcount_order is ${String(header.refcountOrder)}, must be 0 to 6`);
+    throw bad(
+      'BAD_HEADER',
+      'refcountOrder',
+      `refcount_order is ${String(header.refcountOrder)}, must be 0 to 6`,
+    );
   }
   if (header.cryptMethod > CryptMethod.LUKS) {
     throw bad('BAD_HEADER', 'cryptMethod', `crypt_method ${String(header.cryptMethod)} is unknown`);
   }
   checkRefcountTable(header, clusterSize, purpose);
   if (header.nbSnapshots > Limit.SNAPSHOTS && purpose !== 'check') {
-    throw bad('BAD_SNAPSHOT', 'nbSnapshots', `${String(header.nbSnapshots)} snapshots; the format allows 65536`);
+    throw bad(
+      'LIMIT',
+      'nbSnapshots',
+      `${String(header.nbSnapshots)} snapshots; the format allows 65536`,
+    );
   }
   // The offset counts even where there is no snapshot.
-  if (header.snapshotsOffset % clusterSize !== 0 && purpose !== 'check') {
+  if (!isAligned(header.snapshotsOffset, clusterSize) && purpose !== 'check') {
     throw bad('BAD_SNAPSHOT', 'snapshotsOffset', 'the snapshot table is not cluster aligned');
   }
   checkL1Table(header, clusterSize, extendedL2);
@@ -212,9 +238,9 @@ function checkRefcountTable(header: Header, clusterSize: number, purpose: Purpos
     throw bad('BAD_TABLE', 'refcountTableClusters', 'the image has no refcount table');
   }
   if (header.refcountTableClusters * clusterSize > Limit.REFCOUNT_TABLE) {
-    throw bad('BAD_TABLE', 'refcountTableClusters', 'the refcount table is larger than 8 MiB');
+    throw bad('LIMIT', 'refcountTableClusters', 'the refcount table is larger than 8 MiB');
   }
-  if (header.refcountTableOffset % clusterSize !== 0) {
+  if (!isAligned(header.refcountTableOffset, clusterSize)) {
     throw bad('BAD_TABLE', 'refcountTableOffset', 'the refcount table is not cluster aligned');
   }
   // Offset 0 is the header itself: no image can have its table there.
@@ -225,9 +251,9 @@ function checkRefcountTable(header: Header, clusterSize: number, purpose: Purpos
 
 function checkL1Table(header: Header, clusterSize: number, extendedL2: boolean): void {
   if (header.l1Size * TABLE_ENTRY > Limit.L1_TABLE) {
-    throw bad('BAD_TABLE', 'l1Size', `an L1 table of ${String(header.l1Size)} entries is larger than 32 MiB`);
+    throw bad('LIMIT', 'l1Size', `an L1 table of ${String(header.l1Size)} entries is larger than 32 MiB`);
   }
-  if (header.l1TableOffset % clusterSize !== 0) {
+  if (!isAligned(header.l1TableOffset, clusterSize)) {
     throw bad('BAD_TABLE', 'l1TableOffset', 'the L1 table is not cluster aligned');
   }
   if (header.l1TableOffset === 0 && header.l1Size !== 0) {

@@ -14,6 +14,11 @@ const STRIPES = 4000;
 const SECTOR = 512;
 const FIRST_KEY_SECTOR = 8;
 
+const HASHES = ['md5', 'sha1', 'sha224', 'sha256', 'sha384', 'sha512', 'ripemd160', 'sm3'];
+const CIPHERS = ['aes', 'cast5', 'serpent', 'twofish', 'sm4'];
+/** Mode of operation, then how the initial vector is made; ESSIV names its hash. */
+const MODE = new RegExp(`^(ecb|cbc|xts|ctr)-(plain|plain64|essiv:(${HASHES.join('|')}))$`);
+
 /** One key slot of a LUKS1 header. */
 export interface LuksSlot {
   readonly active: boolean;
@@ -50,7 +55,8 @@ export function decodeLuks(bytes: Uint8Array, offset: number): LuksHeader {
     throw bad('not a LUKS header', 0);
   }
   // 6 - version
-  if (view.getUint16(6) !== 1) throw bad(`LUKS version ${String(view.getUint16(6))}; qcow2 uses version 1`, 6);
+  if (view.getUint16(6) !== 1)
+    throw bad(`LUKS version ${String(view.getUint16(6))}; qcow2 uses version 1`, 6);
   // 8, 40, 72 - cipher name, cipher mode, hash: 32 bytes each
   const text = (at: number, length: number): string => {
     const field = bytes.subarray(at, at + length);
@@ -71,25 +77,35 @@ export function decodeLuks(bytes: Uint8Array, offset: number): LuksHeader {
     const iterations = view.getUint32(at + 4);
     const keySector = view.getUint32(at + 40);
     const stripes = view.getUint32(at + 44);
-    if (state !== SLOT_ACTIVE && state !== SLOT_INACTIVE) throw bad(`key slot ${String(index)} has an unknown state`, at);
-    if (stripes !== STRIPES) throw bad(`key slot ${String(index)} has ${String(stripes)} stripes instead of 4000`, at + 44);
-    if (state === SLOT_ACTIVE && iterations === 0) throw bad(`key slot ${String(index)} has no iterations`, at + 4);
+    if (state !== SLOT_ACTIVE && state !== SLOT_INACTIVE)
+      throw bad(`key slot ${String(index)} has an unknown state`, at);
+    if (stripes !== STRIPES)
+      throw bad(`key slot ${String(index)} has ${String(stripes)} stripes instead of 4000`, at + 44);
+    if (state === SLOT_ACTIVE && iterations === 0)
+      throw bad(`key slot ${String(index)} has no iterations`, at + 4);
     if (keySector < FIRST_KEY_SECTOR) throw bad(`key slot ${String(index)} lies on the header`, at + 40);
     return { active: state === SLOT_ACTIVE, iterations, keyOffset: keySector * SECTOR, stripes };
   });
   const area = Math.ceil((keyBytes * STRIPES) / SECTOR) * SECTOR;
   slots.forEach((slot, index) => {
-    if (slot.keyOffset + area > payloadOffset) throw bad(`key slot ${String(index)} runs into the data`, SLOT_AT);
+    if (slot.keyOffset + area > payloadOffset)
+      throw bad(`key slot ${String(index)} runs into the data`, SLOT_AT);
     for (const [other, second] of slots.entries()) {
       if (other > index && Math.abs(second.keyOffset - slot.keyOffset) < area) {
         throw bad(`key slots ${String(index)} and ${String(other)} overlap`, SLOT_AT);
       }
     }
   });
+  const cipherName = text(8, 32);
+  const cipherMode = text(40, 32);
+  const hash = text(72, 32);
+  if (!CIPHERS.includes(cipherName)) throw bad(`cipher '${cipherName}' is unknown`, 8);
+  if (!MODE.test(cipherMode)) throw bad(`cipher mode '${cipherMode}' is unknown`, 40);
+  if (!HASHES.includes(hash)) throw bad(`hash '${hash}' is unknown`, 72);
   return {
-    cipherName: text(8, 32),
-    cipherMode: text(40, 32),
-    hash: text(72, 32),
+    cipherName,
+    cipherMode,
+    hash,
     payloadOffset,
     keyBytes,
     masterKeyIterations,

@@ -1,3 +1,4 @@
+import { isAligned } from '../../core/align.ts';
 import { formatError, type SpindleError } from '../../core/errors.ts';
 import { COMPRESSED, compressedPlace, COPIED, offsetOf, offsetTooLarge, ZERO } from './entry.ts';
 import type { Geometry } from './geometry.ts';
@@ -61,7 +62,8 @@ function mapStandard(
     const nextHi = view.getUint32(at);
     const nextLo = view.getUint32(at + 4);
     if (standardKind(rules, nextHi, nextLo, cluster) !== kind) break;
-    if (kind !== 'compressed' && hostOf(rules, kind, nextHi, nextLo, cluster) !== (host < 0 ? -1 : expected)) break;
+    if (kind !== 'compressed' && hostOf(rules, kind, nextHi, nextLo, cluster) !== (host < 0 ? -1 : expected))
+      break;
     run += clusterSize;
     expected += clusterSize;
   }
@@ -71,7 +73,8 @@ function mapStandard(
 /** Kind of a standard L2 entry; of an extended one when the caller has dealt with its bitmap. */
 function standardKind(rules: MappingRules, hi: number, lo: number, cluster: number): ClusterRun['kind'] {
   if ((hi & COMPRESSED) !== 0) {
-    if (rules.externalData) throw badEntry(rules, cluster, 'a compressed cluster in an image with an external data file');
+    if (rules.externalData)
+      throw badEntry(rules, cluster, 'a compressed cluster in an image with an external data file');
     return 'compressed';
   }
   if ((lo & ZERO) !== 0 && !rules.geometry.extendedL2) {
@@ -87,12 +90,19 @@ function pointsNowhere(rules: MappingRules, hi: number, lo: number): boolean {
 }
 
 /** Host offset of the cluster that an entry points to, -1 when it points nowhere. Checks that it makes sense. */
-function hostOf(rules: MappingRules, kind: ClusterRun['kind'], hi: number, lo: number, cluster: number): number {
+function hostOf(
+  rules: MappingRules,
+  kind: ClusterRun['kind'],
+  hi: number,
+  lo: number,
+  cluster: number,
+): number {
   if (kind === 'unallocated' || pointsNowhere(rules, hi, lo)) return -1;
   if (offsetTooLarge(hi)) throw badEntry(rules, cluster, 'a host offset of 2^53 or more', 'LIMIT');
   const host = offsetOf(hi, lo);
   const { clusterSize } = rules.geometry;
-  if (host % clusterSize !== 0) throw badEntry(rules, cluster, `host offset ${String(host)} is not cluster aligned`);
+  if (!isAligned(host, clusterSize))
+    throw badEntry(rules, cluster, `host offset ${String(host)} is not cluster aligned`);
   if (rules.externalData && host !== cluster * clusterSize) {
     throw badEntry(rules, cluster, 'host and guest offset differ in an image with an external data file');
   }
@@ -109,7 +119,13 @@ function mapExtended(
   length: number,
 ): ClusterRun {
   const { subclusterSize } = rules.geometry;
-  const start = subclusterRun(rules, view, (index - first) * 16, cluster, Math.floor(within / subclusterSize));
+  const start = subclusterRun(
+    rules,
+    view,
+    (index - first) * 16,
+    cluster,
+    Math.floor(within / subclusterSize),
+  );
   const host = start.host < 0 ? -1 : start.host + within;
   let run = start.end * subclusterSize - within;
   let open = start.end === SUBCLUSTERS;
@@ -130,7 +146,13 @@ interface SubclusterRun {
   readonly host: number;
 }
 
-function subclusterRun(rules: MappingRules, view: DataView, at: number, cluster: number, from: number): SubclusterRun {
+function subclusterRun(
+  rules: MappingRules,
+  view: DataView,
+  at: number,
+  cluster: number,
+  from: number,
+): SubclusterRun {
   const hi = view.getUint32(at);
   const lo = view.getUint32(at + 4);
   const base = standardKind(rules, hi, lo, cluster);
@@ -162,7 +184,7 @@ export function compressedAt(
 ): { offset: number; length: number } {
   const at = (index - first) * rules.geometry.l2EntrySize;
   const place = compressedPlace(view.getUint32(at), view.getUint32(at + 4), rules.geometry.clusterBits);
-  if (place === null) throw badEntry(rules, cluster, 'a compressed cluster at an impossible host offset');
+  if (place === null) throw badEntry(rules, cluster, 'a compressed cluster at 2^53 or more', 'LIMIT');
   return place;
 }
 

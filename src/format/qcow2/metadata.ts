@@ -1,4 +1,4 @@
-import { alignDown } from '../../core/align.ts';
+import { alignDown, isAligned } from '../../core/align.ts';
 import { viewOf } from '../../core/bytes.ts';
 import { formatError, isSpindleError, type SpindleError } from '../../core/errors.ts';
 import { readAvailable, readPadded } from '../../core/read.ts';
@@ -80,17 +80,21 @@ export async function readMetadata(storage: Storage, purpose: Purpose): Promise<
 async function readHeader(storage: Storage): Promise<{ bytes: Uint8Array; header: Header }> {
   let bytes = new Uint8Array(FIRST_READ);
   await readPadded(storage, bytes, 0);
-  let header = decodeHeader(bytes);
+  let header = decodeHeader(bytes, storage.size);
   if (header.headerLength > bytes.length) {
     bytes = new Uint8Array(header.headerLength);
     await readPadded(storage, bytes, 0);
-    header = decodeHeader(bytes);
+    header = decodeHeader(bytes, storage.size);
   }
   return { bytes, header };
 }
 
 /** The image's own names of features. Damaged extensions are reported later, by their own checks. */
-function namesIn(extensions: readonly Extension[], header: Header, clusterSize: number): ReadonlyMap<string, string> {
+function namesIn(
+  extensions: readonly Extension[],
+  header: Header,
+  clusterSize: number,
+): ReadonlyMap<string, string> {
   try {
     return interpretExtensions(extensions, header.cryptMethod, clusterSize).featureNames;
   } catch (error) {
@@ -121,11 +125,19 @@ async function readBackingName(storage: Storage, header: Header): Promise<string
   return textOf(name);
 }
 
-async function readLuks(storage: Storage, header: Header, known: KnownExtensions): Promise<LuksHeader | null> {
+async function readLuks(
+  storage: Storage,
+  header: Header,
+  known: KnownExtensions,
+): Promise<LuksHeader | null> {
   if (header.cryptMethod !== CryptMethod.LUKS || known.crypto === undefined) return null;
+  const { offset, length } = known.crypto;
+  if (length < LUKS_HEADER_LENGTH) {
+    throw formatError('BAD_ENCRYPTION', 'LUKS header', `cut short at ${String(length)} bytes`, { offset });
+  }
   const bytes = new Uint8Array(LUKS_HEADER_LENGTH);
-  await readPadded(storage, bytes, known.crypto.offset);
-  return decodeLuks(bytes, known.crypto.offset);
+  await readPadded(storage, bytes, offset);
+  return decodeLuks(bytes, offset);
 }
 
 /** Bytes of the snapshot table that are read at a time. */
@@ -151,6 +163,8 @@ async function readSnapshots(
         await readPadded(storage, window, at);
         entry = decodeSnapshot(window, at);
       }
+      if (at + entry.entryLength > storage.size)
+        throw badSnapshot(`entry ${String(index)} is cut by the end of the file`, at);
       at += snapshotStride(entry);
       size = at - header.snapshotsOffset;
       if (size > Limit.SNAPSHOT_TABLE) throw badSnapshot('larger than 64 MiB', at);
@@ -164,8 +178,9 @@ async function readSnapshots(
 }
 
 function checkSnapshotPlace(header: Header): void {
-  if (header.nbSnapshots > Limit.SNAPSHOTS) throw badSnapshot('more than 65536 snapshots', header.snapshotsOffset);
-  if (header.snapshotsOffset % 2 ** header.clusterBits !== 0) {
+  if (header.nbSnapshots > Limit.SNAPSHOTS)
+    throw badSnapshot('more than 65536 snapshots', header.snapshotsOffset);
+  if (!isAligned(header.snapshotsOffset, 2 ** header.clusterBits)) {
     throw badSnapshot('not cluster aligned', header.snapshotsOffset);
   }
 }
@@ -184,16 +199,24 @@ async function readBitmaps(
   const place = known.bitmaps;
   if (place === undefined) return [];
   if ((header.autoclear.lo & Autoclear.BITMAPS) === 0) {
-    warnings.push('a program that does not know bitmaps has changed the image: its bitmaps are out of date and ignored');
+    warnings.push(
+      'a program that does not know bitmaps has changed the image: its bitmaps are out of date and ignored',
+    );
     return [];
   }
   const clusterSize = 2 ** header.clusterBits;
-  const bad = (message: string): SpindleError =>
-    formatError('BAD_BITMAP', 'bitmap directory', message, { offset: place.directoryOffset });
+  const bad = (message: string, code: 'BAD_BITMAP' | 'LIMIT' = 'BAD_BITMAP'): SpindleError =>
+    formatError(code, 'bitmap directory', message, { offset: place.directoryOffset });
   if (place.reserved !== 0) throw bad('the reserved field of its extension is not zero');
-  if (place.count === 0 || place.count > Limit.BITMAPS) throw bad(`${String(place.count)} bitmaps; 1 to 65535 are allowed`);
-  if (place.directoryOffset % clusterSize !== 0 || place.directoryOffset === 0) throw bad('not cluster aligned');
-  if (place.directorySize > Limit.BITMAP_DIRECTORY || place.directorySize < place.count * 24) {
+  if (place.count === 0) throw bad('an extension for no bitmaps');
+  if (place.count > Limit.BITMAPS)
+    throw bad(`${String(place.count)} bitmaps; at most 65535 are allowed`, 'LIMIT');
+  if (!isAligned(place.directoryOffset, clusterSize) || place.directoryOffset === 0)
+    throw bad('not cluster aligned');
+  if (place.directorySize > Limit.BITMAP_DIRECTORY) {
+    throw bad(`a directory of ${String(place.directorySize)} bytes is too large`, 'LIMIT');
+  }
+  if (place.directorySize < place.count * 24) {
     throw bad(`a directory of ${String(place.directorySize)} bytes for ${String(place.count)} bitmaps`);
   }
   if (place.directoryOffset + place.directorySize > storage.size) throw bad('runs past the end of the file');
@@ -216,8 +239,10 @@ async function checkBitmapTable(storage: Storage, entry: BitmapEntry, clusterSiz
     for (let i = 0; i + TABLE_ENTRY <= view.byteLength; i += TABLE_ENTRY) {
       const hi = view.getUint32(i);
       const lo = view.getUint32(i + 4);
-      if (bitmapReserved(hi, lo) || offsetOf(hi, lo) % clusterSize !== 0) {
-        throw formatError('BAD_BITMAP', 'bitmap table', `bitmap '${entry.name}' has a bad entry`, { offset: at + i });
+      if (bitmapReserved(hi, lo) || !isAligned(offsetOf(hi, lo), clusterSize)) {
+        throw formatError('BAD_BITMAP', 'bitmap table', `bitmap '${entry.name}' has a bad entry`, {
+          offset: at + i,
+        });
       }
     }
     // Past the end of the file everything is zero, so valid.

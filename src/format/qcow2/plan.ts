@@ -44,7 +44,11 @@ export interface Plan {
  */
 export function planImage(options: PlanOptions): Plan {
   const { size, externalData, preallocation } = options;
-  const geometry = geometryOf(Math.log2(options.clusterSize), Math.log2(options.refcountBits), options.extendedL2);
+  const geometry = geometryOf(
+    Math.log2(options.clusterSize),
+    Math.log2(options.refcountBits),
+    options.extendedL2,
+  );
   const { clusterSize } = geometry;
   const entries = l1SizeFor(geometry, size);
   if (entries * TABLE_ENTRY > Limit.L1_TABLE) {
@@ -62,7 +66,10 @@ export function planImage(options: PlanOptions): Plan {
   const others = 1 + l1Clusters + tables + dataClusters;
   const refcounts = refcountClustersFor(geometry, others);
   if (refcounts.table * clusterSize > Limit.REFCOUNT_TABLE) {
-    throw new SpindleError('LIMIT', `a refcount table for ${String(size)} bytes is too large: choose larger clusters`);
+    throw new SpindleError(
+      'LIMIT',
+      `a refcount table for ${String(size)} bytes is too large: choose larger clusters`,
+    );
   }
   const used = others + refcounts.blocks + refcounts.table;
   const blocksFirst = refcounts.table > 1 || mapped > 0 ? refcounts.blocks : 1;

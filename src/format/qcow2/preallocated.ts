@@ -1,4 +1,4 @@
-import { divUp } from '../../core/align.ts';
+import { divUp, isAligned } from '../../core/align.ts';
 import { viewOf } from '../../core/bytes.ts';
 import { readAvailable, readPadded } from '../../core/read.ts';
 import type { Storage } from '../../core/storage.ts';
@@ -20,7 +20,11 @@ export async function looksPreallocated(storage: Storage, metadata: Metadata): P
   const end = divUp(storage.size, geometry.clusterSize);
   if (end < threshold) return false;
   const table = viewOf(
-    await readAvailable(storage, header.refcountTableOffset, header.refcountTableClusters * geometry.clusterSize),
+    await readAvailable(
+      storage,
+      header.refcountTableOffset,
+      header.refcountTableClusters * geometry.clusterSize,
+    ),
   );
   const block = new Uint8Array(geometry.clusterSize);
   const view = viewOf(block);
@@ -28,7 +32,7 @@ export async function looksPreallocated(storage: Storage, metadata: Metadata): P
   for (let index = 0; index * geometry.refcountsPerBlock < end; index++) {
     if ((index + 1) * TABLE_ENTRY > table.byteLength) break;
     const offset = refcountBlockOffset(table, index);
-    if (offset === 0 || offset % geometry.clusterSize !== 0) continue;
+    if (offset === 0 || !isAligned(offset, geometry.clusterSize)) continue;
     await readPadded(storage, block, offset);
     const count = Math.min(geometry.refcountsPerBlock, end - index * geometry.refcountsPerBlock);
     for (let i = 0; i < count; i++) {

@@ -51,5 +51,5 @@ function setBits(block: DataView, at: number, shift: number, mask: number, value
 
 /** The largest refcount of a width, 2^53 - 1 at most. */
 export function maxRefcount(order: number): number {
-  return order === 6 ? Number.MAX_SAFE_INTEGER : 2 ** 2 ** order - 1;
+  return order === 6 ? Number.MAX_SAFE_INTEGER : 2 ** (2 ** order) - 1;
 }

@@ -39,10 +39,15 @@ export function decodeSnapshot(bytes: Uint8Array, offset: number): Snapshot | nu
   const nameLength = view.getUint16(SnapshotOffset.nameLength);
   const extraLength = view.getUint32(SnapshotOffset.extraLength);
   if (extraLength > Limit.SNAPSHOT_EXTRA) {
-    throw formatError('BAD_SNAPSHOT', 'snapshot table', `${String(extraLength)} bytes of extra data; at most 1024 are allowed`, {
-      field: 'extraLength',
-      offset: offset + SnapshotOffset.extraLength,
-    });
+    throw formatError(
+      'BAD_SNAPSHOT',
+      'snapshot table',
+      `${String(extraLength)} bytes of extra data; at most 1024 are allowed`,
+      {
+        field: 'extraLength',
+        offset: offset + SnapshotOffset.extraLength,
+      },
+    );
   }
   const entryLength = SnapshotOffset.extra + extraLength + idLength + nameLength;
   if (bytes.length < entryLength) return entryLength;
@@ -72,7 +77,9 @@ export function decodeSnapshot(bytes: Uint8Array, offset: number): Snapshot | nu
         ? u64(extraView, SnapshotExtra.vmStateSize, 'the VM state size')
         : view.getUint32(SnapshotOffset.vmStateSize),
     diskSize:
-      extraLength >= SnapshotExtra.diskSize + 8 ? u64(extraView, SnapshotExtra.diskSize, 'the disk size') : null,
+      extraLength >= SnapshotExtra.diskSize + 8
+        ? u64(extraView, SnapshotExtra.diskSize, 'the disk size')
+        : null,
     icount: icount === NO_ICOUNT ? null : icount,
     extra,
     entryLength,

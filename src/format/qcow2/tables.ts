@@ -1,3 +1,4 @@
+import { isAligned } from '../../core/align.ts';
 import { viewOf } from '../../core/bytes.ts';
 import { formatError } from '../../core/errors.ts';
 import { Lru } from '../../core/lru.ts';
@@ -71,7 +72,12 @@ export class L1Table {
   }
 
   /** Reads the table of `entries` entries at host offset `offset`. */
-  static async read(storage: Storage, offset: number, entries: number, clusterSize: number): Promise<L1Table> {
+  static async read(
+    storage: Storage,
+    offset: number,
+    entries: number,
+    clusterSize: number,
+  ): Promise<L1Table> {
     const length = entries * TABLE_ENTRY;
     let bytes = await readAvailable(storage, offset, length);
     // A file may end inside its last entry.
@@ -92,9 +98,10 @@ export class L1Table {
     const hi = this.#view.getUint32(index * TABLE_ENTRY);
     const lo = this.#view.getUint32(index * TABLE_ENTRY + 4);
     const at = this.#offset + index * TABLE_ENTRY;
-    if (offsetTooLarge(hi)) throw formatError('LIMIT', 'L1 entry', 'an L2 table at 2^53 or more', { offset: at });
+    if (offsetTooLarge(hi))
+      throw formatError('LIMIT', 'L1 entry', 'an L2 table at 2^53 or more', { offset: at });
     const offset = offsetOf(hi, lo);
-    if (offset % this.#clusterSize !== 0) {
+    if (!isAligned(offset, this.#clusterSize)) {
       throw formatError('BAD_ENTRY', 'L1 entry', 'an L2 table that is not cluster aligned', { offset: at });
     }
     return offset;

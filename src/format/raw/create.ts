@@ -18,7 +18,10 @@ export async function createRaw(
   if (!storage.can.resize) {
     // A block device has the size that it has, and holds whatever it held.
     if (storage.size < size) {
-      throw new SpindleError('NO_SPACE', `the device has ${String(storage.size)} bytes; the image needs ${String(size)}`);
+      throw new SpindleError(
+        'NO_SPACE',
+        `the device has ${String(storage.size)} bytes; the image needs ${String(size)}`,
+      );
     }
     if (preallocation === 'full') await reservable(storage).writePhysicalZeroes(0, size, signal);
     return;

@@ -1,0 +1,19 @@
+import { fileURLToPath } from 'node:url';
+import { defineConfig } from 'vitest/config';
+
+/** Tests that take minutes: the whole option grid, real file systems, fuzzing. Left out by `npm test -- --quick`. */
+const SLOW = ['test/differential/**', 'test/fuzz/**'];
+const quick = process.env.SPINDLE_QUICK === '1';
+
+export default defineConfig({
+  root: fileURLToPath(new URL('..', import.meta.url)),
+  cacheDir: '.cache/vite',
+  test: {
+    include: ['test/**/*.test.ts'],
+    exclude: quick ? SLOW : [],
+    pool: 'forks',
+    maxWorkers: 2,
+    testTimeout: 60_000,
+    hookTimeout: 120_000,
+  },
+});
