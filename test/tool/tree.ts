@@ -33,16 +33,31 @@ export async function growTree(folder: string, random: Random, shape: TreeShape 
   const noise = random.bytes(shape.bulk);
   const text = textOf(random, 8 * MIB, shape.bulk);
   await mkdir(join(folder, 'bulk'));
-  for (let i = 0; i < shape.random; i++) total += await writeTurned(join(folder, 'bulk', `noise-${String(i)}`), noise, random);
-  for (let i = 0; i < shape.text; i++) total += await writeTurned(join(folder, 'bulk', `text-${String(i)}.log`), text, random);
+  for (let i = 0; i < shape.random; i++)
+    total += await writeTurned(join(folder, 'bulk', `noise-${String(i)}`), noise, random);
+  for (let i = 0; i < shape.text; i++)
+    total += await writeTurned(join(folder, 'bulk', `text-${String(i)}.log`), text, random);
   await writeFile(join(folder, 'bulk', 'zeroes'), new Uint8Array(16 * MIB));
-  for (let i = 0; i < shape.sparse; i++) total += await writeSparse(join(folder, `sparse-${String(i)}`), noise, random);
+  for (let i = 0; i < shape.sparse; i++)
+    total += await writeSparse(join(folder, `sparse-${String(i)}`), noise, random);
   total += await writeSmall(folder, noise, text, random, shape.small);
   await dig(folder, shape.depth);
   return total + 16 * MIB;
 }
 
-const WORDS = ['error', 'warning', 'disk', 'GET /index.html', '200', 'cluster', 'the', 'of', 'libvirtd', 'started', '=>'];
+const WORDS = [
+  'error',
+  'warning',
+  'disk',
+  'GET /index.html',
+  '200',
+  'cluster',
+  'the',
+  'of',
+  'libvirtd',
+  'started',
+  '=>',
+];
 
 /** Lines of words and numbers: `period` bytes of them, over and over up to `length`. */
 function textOf(random: Random, period: number, length: number): Uint8Array {
@@ -55,7 +70,8 @@ function textOf(random: Random, period: number, length: number): Uint8Array {
   }
   const part = Buffer.from(lines.join('')).subarray(0, period);
   const text = new Uint8Array(length);
-  for (let at = 0; at < length; at += part.length) text.set(part.subarray(0, Math.min(part.length, length - at)), at);
+  for (let at = 0; at < length; at += part.length)
+    text.set(part.subarray(0, Math.min(part.length, length - at)), at);
   return text;
 }
 

@@ -1,0 +1,115 @@
+import { describe, expect, it } from 'vitest';
+import { SpindleError } from '../../src/core/errors.ts';
+import type { Storage } from '../../src/core/storage.ts';
+import { denyAll, type Gate } from '../../src/format/gate.ts';
+import { DiskImage } from '../../src/format/image.ts';
+import { openImage } from '../../src/format/open.ts';
+import { createQcow2, QCOW2_DEFAULTS } from '../../src/format/qcow2/create.ts';
+import { RawDriver } from '../../src/format/raw/driver.ts';
+import { fault } from '../../src/layer/fault.ts';
+import { trace } from '../../src/layer/trace.ts';
+import { nodeCodec } from '../../src/native/codec.ts';
+import { MemoryStorage } from '../../src/storage/memory.ts';
+
+async function overlay(backing: string, size = 65536): Promise<MemoryStorage> {
+  const storage = new MemoryStorage();
+  await createQcow2(storage, { ...QCOW2_DEFAULTS, size, backing: { name: backing, format: 'qcow2' } });
+  return storage;
+}
+
+/** A gate over images in memory. */
+function gateOver(files: ReadonlyMap<string, Storage>): Gate {
+  return ({ name, from }) => {
+    const storage = files.get(name);
+    if (storage === undefined) return Promise.reject(new SpindleError('BACKING_NOT_FOUND', name, { path: from }));
+    return Promise.resolve({ storage, name, id: name });
+  };
+}
+
+describe('backing chains', () => {
+  it('open nothing unless the caller lets them', async () => {
+    const opening = openImage(await overlay('base'), { codec: nodeCodec });
+    await expect(opening).rejects.toMatchObject({ code: 'BACKING_DENIED' });
+    await expect(openImage(await overlay('base'), { codec: nodeCodec, gate: denyAll })).rejects.toThrow();
+  });
+
+  it('are not opened when nobody wants them', async () => {
+    const image = await openImage(await overlay('base'), { codec: nodeCodec, backing: false });
+    const bytes = new Uint8Array(512).fill(1);
+    await image.read(bytes, 0);
+    expect(bytes.every((byte) => byte === 0)).toBe(true);
+    await image.close();
+  });
+
+  it.each([1, 2, 5])('that come back after %i layers are an error', async (layers) => {
+    const files = new Map<string, Storage>();
+    for (let i = 0; i < layers; i++) files.set(String(i), await overlay(String((i + 1) % layers)));
+    const top = files.get('0') as Storage;
+    const opening = openImage(top, { codec: nodeCodec, gate: gateOver(files), name: '0', id: '0' });
+    await expect(opening).rejects.toMatchObject({ code: 'BACKING_LOOP' });
+  });
+
+  it('end at a depth that no honest chain has', async () => {
+    const files = new Map<string, Storage>();
+    const gate: Gate = async ({ name }) => {
+      const storage = await overlay(`${name}x`, 512);
+      files.set(name, storage);
+      return { storage, name, id: name };
+    };
+    const opening = openImage(await overlay('x', 512), { codec: nodeCodec, gate, id: 'top' });
+    await expect(opening).rejects.toMatchObject({ code: 'BACKING_TOO_DEEP' });
+    expect(files.size).toBeLessThanOrEqual(200);
+  });
+
+  it('close every layer when one of them cannot be opened', async () => {
+    const middle = trace(await overlay('missing'));
+    const top = trace(await overlay('middle'));
+    const opening = openImage(top, { codec: nodeCodec, gate: gateOver(new Map([['middle', middle]])) });
+    await expect(opening).rejects.toMatchObject({ code: 'BACKING_NOT_FOUND' });
+    await expect(top.read(new Uint8Array(1), 0)).rejects.toMatchObject({ code: 'CLOSED' });
+    await expect(middle.read(new Uint8Array(1), 0)).rejects.toMatchObject({ code: 'CLOSED' });
+  });
+});
+
+describe('a failing read', () => {
+  it('names the image, and lets nothing write to the buffer afterwards', async () => {
+    const base = fault(MemoryStorage.from(new Uint8Array(131072).fill(7)), {
+      faults: [{ on: 'read', offset: 0, length: 65536 }],
+    });
+    const image = new DiskImage(new RawDriver(base), base, null, 'disk.raw');
+    const buffer = new Uint8Array(8192);
+    await expect(image.read(buffer, 0)).rejects.toMatchObject({ code: 'IO', path: 'disk.raw' });
+    const untouched = buffer.slice();
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(buffer).toEqual(untouched);
+    await image.read(buffer, 65536);
+    expect(buffer[0]).toBe(7);
+    await image.close();
+  });
+});
+
+describe('raw images', () => {
+  it('of odd length end with zeroes that can be written', async () => {
+    const storage = MemoryStorage.from(new Uint8Array(1000).fill(9));
+    const image = new DiskImage(new RawDriver(storage), storage, null);
+    expect(image.size).toBe(1024);
+    const bytes = new Uint8Array(1024).fill(1);
+    await image.read(bytes, 0);
+    expect(bytes.subarray(0, 1000).every((byte) => byte === 9)).toBe(true);
+    expect(bytes.subarray(1000).every((byte) => byte === 0)).toBe(true);
+    expect(storage.size).toBe(1000);
+    await image.write(Uint8Array.of(5), 1023);
+    expect(storage.size).toBe(1024);
+    await image.read(bytes, 0);
+    expect([bytes[999], bytes[1000], bytes[1023]]).toEqual([9, 0, 5]);
+    await image.close();
+  });
+
+  it('take any length when they are resized', async () => {
+    const storage = MemoryStorage.from(new Uint8Array(1024).fill(9));
+    const image = new DiskImage(new RawDriver(storage), storage, null);
+    await image.resize(1001);
+    expect([storage.size, image.size]).toEqual([1001, 1024]);
+    await image.close();
+  });
+});
