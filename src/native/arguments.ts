@@ -25,7 +25,7 @@ export function checkSpan(fd: number, offset: number, length: number): void {
   checkWhole('offset + length', offset + length);
 }
 
-/** @throws RangeError unless descriptor and hint are sound; a hint is stored in 32 bits */
+/** Checks an extent size hint, which is stored in 32 bits. @throws RangeError unless it and the descriptor are sound */
 export function checkExtentSizeHint(fd: number, bytes: number): void {
   checkDescriptor(fd);
   checkWhole('an extent size hint', bytes);

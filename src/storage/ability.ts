@@ -1,5 +1,7 @@
 import { readFile, statfs } from 'node:fs/promises';
+import type { StorageCan } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
+import type { Opened } from './open.ts';
 
 /*
  * What a file system or device can do, found out without touching the file: a trial punch would change its times.
@@ -26,7 +28,7 @@ const PUNCHING = new Set([
 ]);
 
 /** Whether files at `path` can be punched, as far as the type of their file system tells. */
-export async function filesPunch(path: string): Promise<boolean> {
+async function filesPunch(path: string): Promise<boolean> {
   if (native().kind !== 'addon') return false;
   try {
     const { type } = await statfs(path, { bigint: true });
@@ -37,7 +39,7 @@ export async function filesPunch(path: string): Promise<boolean> {
 }
 
 /** Whether the block device `rdev` (as in st_rdev) takes discards. */
-export async function deviceDiscards(rdev: bigint): Promise<boolean> {
+async function deviceDiscards(rdev: bigint): Promise<boolean> {
   if (native().kind !== 'addon') return false;
   const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
   const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
@@ -51,4 +53,67 @@ export async function deviceDiscards(rdev: bigint): Promise<boolean> {
     }
   }
   return false;
+}
+
+/** What can be done, and whether the file system tells what it holds. */
+export interface Abilities {
+  readonly can: StorageCan;
+  readonly fiemap: boolean;
+}
+
+/** What can be done with a file or device that was opened so. */
+export async function abilities(
+  path: string,
+  opened: Opened,
+  write: boolean,
+  direct: boolean,
+): Promise<Abilities> {
+  const { fd, stats, isDevice, size } = opened;
+  const punch = write && !isDevice && (await filesPunch(path));
+  const tells = isDevice ? NOTHING : await whatFilesTell(fd, stats.dev, size);
+  return {
+    can: {
+      write,
+      resize: write && !isDevice,
+      zero: punch || (write && isDevice && native().kind === 'addon'),
+      discard: punch || (write && isDevice && (await deviceDiscards(stats.rdev))),
+      extents: tells.extents,
+      direct,
+    },
+    fiemap: tells.fiemap,
+  };
+}
+
+/** What a file system tells of its files. */
+interface Tells {
+  readonly extents: boolean;
+  readonly fiemap: boolean;
+}
+
+const NOTHING: Tells = { extents: false, fiemap: false };
+
+/** File systems, by device number, that tell both: to ask costs two turns of the thread pool at each opening. */
+const tellAll = new Set<bigint>();
+
+async function whatFilesTell(fd: number, device: bigint, size: number): Promise<Tells> {
+  if (tellAll.has(device)) return { extents: true, fiemap: true };
+  const tells = await askFileSystem(fd, size);
+  if (tells.extents && tells.fiemap) tellAll.add(device);
+  return tells;
+}
+
+async function askFileSystem(fd: number, size: number): Promise<Tells> {
+  return {
+    extents: await works(() => native().dataExtents(fd, 0, size, 1)),
+    fiemap: await works(() => native().fiemap(fd, 0, Math.max(size, 1), 1, false)),
+  };
+}
+
+async function works(attempt: () => Promise<unknown>): Promise<boolean> {
+  try {
+    await attempt();
+    return true;
+  } catch {
+    return false;
+  }
 }

@@ -6,7 +6,7 @@ import { RangeLock } from '../core/range-lock.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
 import type { FallocateMode, FiemapExtent, ZeroReport } from '../native/types.ts';
-import { deviceDiscards, filesPunch } from './ability.ts';
+import { abilities, type Abilities } from './ability.ts';
 import { DataMap } from './data-map.ts';
 import {
   closeDescriptor,
@@ -48,63 +48,6 @@ export async function openFile(path: string, options: FileOptions = {}): Promise
   } catch (error) {
     await closeDescriptor(opened.fd, path);
     throw error;
-  }
-}
-
-/** What can be done, and whether the file system tells what it holds. */
-interface Abilities {
-  readonly can: StorageCan;
-  readonly fiemap: boolean;
-}
-
-async function abilities(path: string, opened: Opened, write: boolean, direct: boolean): Promise<Abilities> {
-  const { fd, stats, isDevice, size } = opened;
-  const punch = write && !isDevice && (await filesPunch(path));
-  const tells = isDevice ? NOTHING : await whatFilesTell(fd, stats.dev, size);
-  return {
-    can: {
-      write,
-      resize: write && !isDevice,
-      zero: punch || (write && isDevice && native().kind === 'addon'),
-      discard: punch || (write && isDevice && (await deviceDiscards(stats.rdev))),
-      extents: tells.extents,
-      direct,
-    },
-    fiemap: tells.fiemap,
-  };
-}
-
-/** What a file system tells of its files. */
-interface Tells {
-  readonly extents: boolean;
-  readonly fiemap: boolean;
-}
-
-const NOTHING: Tells = { extents: false, fiemap: false };
-
-/** File systems, by device number, that tell both: to ask costs two turns of the thread pool at each opening. */
-const tellAll = new Set<bigint>();
-
-async function whatFilesTell(fd: number, device: bigint, size: number): Promise<Tells> {
-  if (tellAll.has(device)) return { extents: true, fiemap: true };
-  const tells = await askFileSystem(fd, size);
-  if (tells.extents && tells.fiemap) tellAll.add(device);
-  return tells;
-}
-
-async function askFileSystem(fd: number, size: number): Promise<Tells> {
-  return {
-    extents: await works(() => native().dataExtents(fd, 0, size, 1)),
-    fiemap: await works(() => native().fiemap(fd, 0, Math.max(size, 1), 1, false)),
-  };
-}
-
-async function works(attempt: () => Promise<unknown>): Promise<boolean> {
-  try {
-    await attempt();
-    return true;
-  } catch {
-    return false;
   }
 }
 

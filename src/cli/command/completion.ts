@@ -1,0 +1,36 @@
+import { Argument } from 'commander';
+import { newCommand, verb } from '../command-line.ts';
+import { bashScript } from '../completion/bash.ts';
+import { fishScript } from '../completion/fish.ts';
+import { completedVerbs } from '../completion/model.ts';
+import { zshScript } from '../completion/zsh.ts';
+import { out } from '../output.ts';
+import { define as check } from './check.ts';
+import { define as create } from './create.ts';
+import { define as doctor } from './doctor.ts';
+import { define as info } from './info.ts';
+import { define as map } from './map.ts';
+import { define as snapshot } from './snapshot.ts';
+
+const SCRIPTS = { bash: bashScript, zsh: zshScript, fish: fishScript };
+type Shell = keyof typeof SCRIPTS;
+
+/** The command line of `completion`. */
+export const { define, run } = verb((program) =>
+  newCommand(
+    program,
+    'completion',
+    'Print a script that teaches a shell to complete the commands and options.',
+    [
+      ['bash > ~/.local/share/bash-completion/completions/' + program, 'for bash, from the next shell on'],
+      ['zsh > "${fpath[1]}/_' + program + '"', 'for zsh'],
+      ['fish > ~/.config/fish/completions/' + program + '.fish', 'for fish'],
+    ],
+  )
+    .addArgument(new Argument('<SHELL>', 'the shell').choices(Object.keys(SCRIPTS)))
+    .action((shell: Shell) => {
+      const definitions = { create, info, map, check, snapshot, doctor, completion: define };
+      const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
+      out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));
+    }),
+);

@@ -1,0 +1,176 @@
+import { Option } from 'commander';
+import { ALLOCATION_POLICIES, type AllocationPolicy } from '../../core/allocation.ts';
+import { SpindleError } from '../../core/errors.ts';
+import { parseSize } from '../../core/size.ts';
+import { knownFormat } from '../../format/open.ts';
+import { create, type CreateRequest, type Preallocation } from '../../op/create.ts';
+import { collect, formatOption, newCommand, verb } from '../command-line.ts';
+import { createOptionsHelp, parseCreateOptions, type Given } from '../create-options.ts';
+import { formattingLine } from '../formatting-line.ts';
+import { interruptible } from '../interrupt.ts';
+import { out, shown } from '../output.ts';
+import { checkObjects, objectOption } from '../source.ts';
+
+interface Flags {
+  readonly format?: string;
+  readonly options: readonly string[];
+  readonly backing?: string;
+  readonly backingFormat?: string;
+  readonly backingUnsafe?: boolean;
+  readonly allocation?: AllocationPolicy;
+  readonly quiet?: boolean;
+  readonly object: readonly string[];
+}
+
+/** The command line of `create`. */
+export const { define, run } = verb((program) =>
+  newCommand(
+    program,
+    'create',
+    'Make a new image. An existing file is replaced, once the new one is complete.',
+    [
+      ['-f qcow2 disk.qcow2 20G', 'a qcow2 image of 20 GiB that takes space as it is written'],
+      [
+        '--allocation thick-lazy disk.img 20G',
+        'a raw image whose space is reserved now and cleared when first used',
+      ],
+      ['-f qcow2 -b base.qcow2 -F qcow2 top.qcow2', 'an overlay that holds what differs from base.qcow2'],
+      ['-f qcow2 -o cluster_size=1M,compression_type=zstd disk.qcow2 1T', 'options of the format'],
+      ['-f qcow2 -o help', 'list the options of the format'],
+    ],
+  )
+    .argument('[FILE]', 'the image to make')
+    .argument('[SIZE]', 'size of the disk, such as 512M or 1.5G (default: that of the backing file)')
+    .addOption(formatOption('-f, --format <FORMAT>', 'format of the new image (default: raw)'))
+    .addOption(
+      new Option('-o, --options <LIST>', 'options of the format as name=value,...; may be repeated')
+        .argParser(collect)
+        .default([], 'none'),
+    )
+    .option(
+      '-b, --backing <FILE>',
+      'put the new image on top of this one; relative to where the new image is',
+    )
+    .addOption(
+      formatOption('-F, --backing-format <FORMAT>', 'format of the backing file; needed with --backing'),
+    )
+    .option('-u, --backing-unsafe', 'do not open the backing file; needs a SIZE')
+    .addOption(new Option('--allocation <POLICY>', 'when the host gives space').choices(ALLOCATION_POLICIES))
+    .option('-q, --quiet', 'print nothing')
+    .addOption(objectOption())
+    .action(work),
+);
+
+async function work(file: string | undefined, size: string | undefined, flags: Flags): Promise<void> {
+  checkObjects(flags.object);
+  const format = knownFormat(flags.format) ?? 'raw';
+  const given = parseCreateOptions(format, flags.options);
+  if (given === 'help') {
+    out(createOptionsHelp(format));
+    return;
+  }
+  if (file === undefined) throw new SpindleError('BAD_OPTION', 'name the file to create');
+  const request = requestOf(file, size, flags, given);
+  try {
+    await create({
+      ...request,
+      format,
+      signal: interruptible(),
+      onStart: (created) => {
+        if (flags.quiet !== true)
+          out(
+            `${shown(formattingLine(created, given, { size: request.size, allocation: flags.allocation }))}\n`,
+          );
+      },
+    });
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= file;
+    throw error;
+  }
+}
+
+/** The values of the list, by their names there. */
+interface Values {
+  readonly size?: number;
+  readonly preallocation?: Preallocation;
+  readonly compat?: string;
+  readonly cluster_size?: number;
+  readonly refcount_bits?: number;
+  readonly extended_l2?: boolean;
+  readonly lazy_refcounts?: boolean;
+  readonly compression_type?: 'zlib' | 'zstd';
+  readonly data_file?: string;
+  readonly data_file_raw?: boolean;
+  readonly nocow?: boolean;
+  readonly extent_size_hint?: number;
+}
+
+function requestOf(
+  file: string,
+  size: string | undefined,
+  flags: Flags,
+  given: ReadonlyMap<string, Given>,
+): CreateRequest {
+  if (size !== undefined && given.has('size')) {
+    throw new SpindleError('BAD_OPTION', 'the size is given twice, as an argument and as an option', {
+      path: file,
+    });
+  }
+  const values: Values = Object.fromEntries([...given].map(([name, { value }]) => [name, value]));
+  const { compat } = values;
+  const qcow2 = defined({
+    version:
+      compat === undefined ? undefined : compat === '0.10' || compat === 'v2' ? (2 as const) : (3 as const),
+    clusterSize: values.cluster_size,
+    refcountBits: values.refcount_bits,
+    extendedL2: values.extended_l2,
+    lazyRefcounts: values.lazy_refcounts,
+    compressionType: values.compression_type,
+    dataFile: values.data_file,
+    dataFileRaw: values.data_file_raw,
+  });
+  return {
+    path: file,
+    size: size === undefined ? values.size : parseSize(size),
+    allocation: flags.allocation,
+    preallocation: values.preallocation,
+    qcow2,
+    backing: backingOf(file, flags, given),
+    noCow: values.nocow,
+    extentSizeHint: values.extent_size_hint,
+  };
+}
+
+function backingOf(file: string, flags: Flags, given: ReadonlyMap<string, Given>): CreateRequest['backing'] {
+  const name = same(file, 'backing file', flags.backing, given.get('backing_file'));
+  const format = same(file, 'backing format', flags.backingFormat, given.get('backing_fmt'));
+  const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message, { path: file });
+  if (name === undefined) {
+    if (format !== undefined) throw bad(`a backing format (${format}) needs a backing file: add -b FILE`);
+    return undefined;
+  }
+  if (name === '') throw bad('the name of the backing file is empty; leave it out for an image without one');
+  if (format === undefined)
+    throw bad(`the format of the backing file '${name}' must be named: add -F qcow2 or -F raw`);
+  return { name, format, unchecked: flags.backingUnsafe === true };
+}
+
+/** What a flag and its older spelling in a list say together. */
+function same(
+  file: string,
+  what: string,
+  flag: string | undefined,
+  option: Given | undefined,
+): string | undefined {
+  const other = option === undefined ? undefined : String(option.value);
+  if (flag === undefined || other === undefined || flag === other) return flag ?? other;
+  throw new SpindleError('BAD_OPTION', `two different values for the ${what}: '${flag}' and '${other}'`, {
+    path: file,
+  });
+}
+
+/** `values` without those that are undefined. */
+function defined<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  const entries = Object.entries(values).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}

@@ -1,0 +1,58 @@
+import type { CompletedVerb } from './model.ts';
+
+/** The completion script of bash, for a program named `program`. */
+export function bashScript(program: string, verbs: readonly CompletedVerb[]): string {
+  const name = `_${program.replaceAll('-', '_')}`;
+  const cases = verbs.flatMap((verb) =>
+    verb.options
+      .filter((option) => option.values !== undefined)
+      .map((option) => {
+        const pattern = option.names.map((flag) => `${verb.name}:${flag}`).join('|');
+        const values = option.values ?? [];
+        const reply =
+          values.length > 0
+            ? `compgen -W '${values.join(' ')}' -- "$word"`
+            : option.file
+              ? 'compgen -f -- "$word"'
+              : '';
+        return `    ${pattern}) ${reply === '' ? 'COMPREPLY=()' : `mapfile -t COMPREPLY < <(${reply})`}; return ;;`;
+      }),
+  );
+  const options = verbs.map((verb) => {
+    const flags = verb.options.flatMap((option) => option.names).join(' ');
+    return `      ${verb.name}) words='${flags}' ;;`;
+  });
+  const words = verbs
+    .filter((verb) => verb.words.length > 0)
+    .map(
+      (verb) =>
+        `    ${verb.name}) mapfile -t COMPREPLY < <(compgen -W '${verb.words.join(' ')}' -- "$word"); return ;;`,
+    );
+  return `# bash completion of ${program}
+${name}() {
+  local word="\${COMP_WORDS[COMP_CWORD]}" before="\${COMP_WORDS[COMP_CWORD-1]}" verb="\${COMP_WORDS[1]}" words=''
+  COMPREPLY=()
+  if ((COMP_CWORD == 1)); then
+    mapfile -t COMPREPLY < <(compgen -W '${[...verbs.map((verb) => verb.name), 'help', '--help', '--version'].join(' ')}' -- "$word")
+    return
+  fi
+  case "$verb:$before" in
+${cases.join('\n')}
+  esac
+  if [[ $word == -* ]]; then
+    case "$verb" in
+${options.join('\n')}
+    esac
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+    return
+  fi
+  case "$verb" in
+    help) mapfile -t COMPREPLY < <(compgen -W '${verbs.map((verb) => verb.name).join(' ')}' -- "$word"); return ;;
+${words.join('\n')}
+  esac
+  compopt -o filenames 2>/dev/null
+  mapfile -t COMPREPLY < <(compgen -f -- "$word")
+}
+complete -F ${name} ${program}
+`;
+}

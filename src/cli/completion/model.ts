@@ -1,0 +1,48 @@
+import type { Command, Option } from 'commander';
+import { VERBS } from '../verbs.ts';
+
+/** An option as completion needs it. */
+export interface CompletedOption {
+  /** Its spellings: `-f`, `--format`. */
+  readonly names: readonly string[];
+  readonly description: string;
+  /** undefined: takes no value; empty: any value; else the values it takes. */
+  readonly values: readonly string[] | undefined;
+  /** The value is a file. */
+  readonly file: boolean;
+}
+
+/** A verb as completion needs it. */
+export interface CompletedVerb {
+  readonly name: string;
+  readonly description: string;
+  readonly options: readonly CompletedOption[];
+  /** Words that its argument can be; empty: files. */
+  readonly words: readonly string[];
+}
+
+/** What there is to complete, from the very definitions that parse the command line. */
+export function completedVerbs(commands: Readonly<Record<string, Command>>): CompletedVerb[] {
+  return Object.entries(commands).map(([name, command]) => ({
+    name,
+    description: VERBS[name] ?? '',
+    options: [...command.options.filter((option) => !option.hidden).map(completedOption), HELP],
+    words: command.registeredArguments[0]?.argChoices ?? [],
+  }));
+}
+
+const HELP: CompletedOption = {
+  names: ['-h', '--help'],
+  description: 'print this help',
+  values: undefined,
+  file: false,
+};
+
+function completedOption(option: Option): CompletedOption {
+  return {
+    names: [option.short, option.long].filter((name) => name !== undefined),
+    description: option.description,
+    values: option.required ? (option.argChoices ?? []) : undefined,
+    file: /<FILE>/.test(option.flags),
+  };
+}

@@ -1,0 +1,51 @@
+import type { CompletedOption, CompletedVerb } from './model.ts';
+
+/** The completion script of zsh, for a program named `program`. */
+export function zshScript(program: string, verbs: readonly CompletedVerb[]): string {
+  const name = `_${program.replaceAll('-', '_')}`;
+  const commands = verbs.map((verb) => `    ${quoted(`${verb.name}:${verb.description}`)}`);
+  const cases = verbs.map((verb) => {
+    const options = verb.options.map((option) => `        ${specOf(option)} \\`);
+    const rest = verb.words.length > 0 ? `'*:word:(${verb.words.join(' ')})'` : `'*:file:_files'`;
+    return `      ${verb.name})\n        _arguments -s -S \\\n${options.map((line) => `  ${line}`).join('\n')}\n          ${rest} ;;`;
+  });
+  return `#compdef ${program}
+${name}() {
+  local -a commands
+  commands=(
+${commands.join('\n')}
+    'help:tell how a command is used'
+  )
+  if ((CURRENT == 2)); then
+    _describe 'command' commands
+    return
+  fi
+  local verb=$words[2]
+  shift words
+  ((CURRENT--))
+  case $verb in
+      help) _describe 'command' commands ;;
+${cases.join('\n')}
+  esac
+}
+# Run by the completion system itself, or sourced.
+if [[ \${funcstack[1]} == ${name} ]]; then ${name} "$@"; else compdef ${name} ${program}; fi
+`;
+}
+
+function specOf(option: CompletedOption): string {
+  const exclusive = `(${option.names.join(' ')})`;
+  const spelled = option.names.length > 1 ? `{${option.names.join(',')}}` : (option.names[0] ?? '');
+  const description = `[${option.description.replace(/[[\]:\\]/g, '\\$&')}]`;
+  const value = option.values === undefined ? '' : `:value:${valueOf(option)}`;
+  return `${quoted(exclusive)}${spelled}${quoted(description + value)}`;
+}
+
+function valueOf(option: CompletedOption): string {
+  if (option.file) return '_files';
+  return option.values === undefined || option.values.length === 0 ? ' ' : `(${option.values.join(' ')})`;
+}
+
+function quoted(text: string): string {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}

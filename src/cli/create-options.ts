@@ -1,0 +1,153 @@
+import { SpindleError } from '../core/errors.ts';
+import { parseSize } from '../core/size.ts';
+import type { Format } from '../format/open.ts';
+import { closest } from './suggest.ts';
+import { listed, parseOptionList, type Listed } from './option-list.ts';
+
+/** What an option of `create -o` takes. */
+type Kind = 'size' | 'number' | 'switch' | 'text' | 'encryption' | readonly string[];
+
+interface CreateOption {
+  readonly kind: Kind;
+  readonly help: string;
+}
+
+const SIZE: CreateOption = { kind: 'size', help: 'virtual size' };
+const LATER: CreateOption = { kind: 'encryption', help: 'encryption: not in this version' };
+const HOST: Readonly<Record<string, CreateOption>> = {
+  nocow: { kind: 'switch', help: 'no copy-on-write by the file system (btrfs)' },
+  extent_size_hint: { kind: 'size', help: 'unit of allocation in the file system (XFS); 0 for its default' },
+};
+
+const ENCRYPTION = [
+  'format',
+  'key-secret',
+  'cipher-alg',
+  'cipher-mode',
+  'ivgen-alg',
+  'ivgen-hash-alg',
+  'hash-alg',
+  'iter-time',
+];
+
+const OPTIONS: Readonly<Record<Format, Readonly<Record<string, CreateOption>>>> = {
+  raw: {
+    size: SIZE,
+    preallocation: { kind: ['off', 'falloc', 'full'], help: 'space of the file: none, reserved, or written' },
+    ...HOST,
+  },
+  qcow2: {
+    size: SIZE,
+    backing_file: { kind: 'text', help: 'image to put this one on top of' },
+    backing_fmt: { kind: 'text', help: 'format of the backing file' },
+    cluster_size: { kind: 'size', help: 'unit of allocation, 512 to 2M (default 64k)' },
+    compat: { kind: ['0.10', 'v2', '1.1', 'v3'], help: 'version of the format (default 1.1)' },
+    compression_type: { kind: ['zlib', 'zstd'], help: 'how clusters are compressed (default zlib)' },
+    data_file: { kind: 'text', help: 'file for the guest data; the image then holds tables only' },
+    data_file_raw: { kind: 'switch', help: 'keep the data file readable as a raw image' },
+    extended_l2: { kind: 'switch', help: '32 subclusters for each cluster' },
+    lazy_refcounts: { kind: 'switch', help: 'write refcounts late' },
+    preallocation: {
+      kind: ['off', 'metadata', 'falloc', 'full'],
+      help: 'what is there from the start: nothing, tables, reserved space, or written space',
+    },
+    refcount_bits: { kind: 'number', help: 'width of a refcount: 1, 2, 4, 8, 16, 32 or 64 (default 16)' },
+    encryption: LATER,
+    ...Object.fromEntries(ENCRYPTION.map((name) => [`encrypt.${name}`, LATER])),
+    ...HOST,
+  },
+};
+
+/** The value of one option, and how the line before the work shows it. */
+export interface Given {
+  readonly value: string | number | boolean;
+  readonly shown: string;
+}
+
+/** The options of all lists by name, the last one counting; or the wish to see which there are. */
+export type CreateOptions = ReadonlyMap<string, Given> | 'help';
+
+/** Reads the lists of `-o`. @throws SpindleError BAD_OPTION, BAD_SIZE, UNSUPPORTED */
+export function parseCreateOptions(format: Format, lists: readonly string[]): CreateOptions {
+  const elements = lists.flatMap(parseOptionList);
+  const wish = ({ name, value }: Listed): boolean =>
+    value === undefined && ['help', '?', 'list'].includes(name);
+  if (elements.some(wish)) return 'help';
+  return new Map(elements.map((element) => parseOne(format, element)));
+}
+
+function parseOne(format: Format, { name, value }: Listed): [string, Given] {
+  const options = OPTIONS[format];
+  const option = options[name];
+  if (option === undefined) {
+    const negated = name.startsWith('no') ? name.slice(2) : '';
+    if (value === undefined && options[negated]?.kind === 'switch')
+      return [negated, { value: false, shown: 'off' }];
+    throw unknown(format, name);
+  }
+  if (value === undefined && option.kind !== 'switch')
+    throw bad(name, 'needs a value: write it as name=value');
+  return [name, parseValue(name, option.kind, value ?? 'on')];
+}
+
+function unknown(format: Format, name: string): SpindleError {
+  const names = Object.keys(OPTIONS[format]);
+  const near = closest(name, names);
+  const hint = near === undefined ? `'-f ${format} -o help' lists them` : `did you mean ${near}?`;
+  return new SpindleError('BAD_OPTION', `there is no option '${name}' for ${format} images; ${hint}`);
+}
+
+function bad(name: string, why: string): SpindleError {
+  return new SpindleError('BAD_OPTION', `option ${name} ${why}`);
+}
+
+const ON = ['on', 'yes', 'true', 'y'];
+const OFF = ['off', 'no', 'false', 'n'];
+
+function parseValue(name: string, kind: Kind, text: string): Given {
+  switch (kind) {
+    case 'size':
+      return sizeOf(name, text);
+    case 'number': {
+      if (!/^(\d+|0[xX][0-9a-fA-F]+)$/.test(text)) throw bad(name, `takes a number, not '${text}'`);
+      return { value: Number(text), shown: String(Number(text)) };
+    }
+    case 'switch':
+      if (ON.includes(text)) return { value: true, shown: text };
+      if (OFF.includes(text)) return { value: false, shown: text };
+      throw bad(name, `takes on or off, not '${text}'`);
+    case 'encryption':
+      if (name === 'encryption' && OFF.includes(text)) return { value: false, shown: text };
+      throw new SpindleError('UNSUPPORTED', `option ${name}: encryption is not in this version of spindle`);
+    case 'text':
+      return { value: text, shown: listed(text) };
+    default:
+      if (kind.includes(text)) return { value: text, shown: text };
+      throw bad(name, `takes ${kind.slice(0, -1).join(', ')} or ${kind.at(-1) ?? ''}, not '${text}'`);
+  }
+}
+
+function sizeOf(name: string, text: string): Given {
+  try {
+    const value = parseSize(text);
+    return { value, shown: String(value) };
+  } catch (error) {
+    if (!(error instanceof SpindleError)) throw error;
+    throw new SpindleError(error.code, `option ${name}: ${error.message}`);
+  }
+}
+
+/** The text of `-o help`. */
+export function createOptionsHelp(format: Format): string {
+  const rows = Object.entries(OPTIONS[format])
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([name, { kind, help }]) => [`${name}=${placeholder(kind)}`, help] as const);
+  const width = Math.max(...rows.map(([left]) => left.length));
+  return `Options for ${format} images:\n${rows.map(([left, help]) => `  ${left.padEnd(width)}  ${help}\n`).join('')}`;
+}
+
+function placeholder(kind: Kind): string {
+  if (kind === 'switch') return 'on|off';
+  if (typeof kind === 'object') return kind.join('|');
+  return kind === 'encryption' ? '...' : kind === 'text' ? 'TEXT' : kind.toUpperCase();
+}

@@ -1,0 +1,77 @@
+#!/usr/bin/env node
+/*
+ * The entry of the command line. It only finds the verb and loads that verb's file, so that each command starts with
+ * as little code as it needs.
+ */
+import { createRequire } from 'node:module';
+import { complain, out, OutputClosed } from './output.ts';
+import { closest } from './suggest.ts';
+import { LATER, VERBS } from './verbs.ts';
+import type { Verb } from './command-line.ts';
+
+const load = createRequire(import.meta.url);
+
+/** Called as `qemu-img` (by a link of that name) it calls itself so. */
+function programName(): string {
+  const name = (process.argv[1] ?? '').split('/').pop();
+  return name === 'qemu-img' ? name : 'spindle';
+}
+
+function main(args: readonly string[]): void {
+  const program = programName();
+  const [first, ...rest] = args;
+  if (first === undefined) return fail(program, `name a command; '${program} --help' lists them`);
+  if (first === '-h' || first === '--help') return out(overview(program));
+  if (first === '-V' || first === '--version') return out(`${version(program)}\n`);
+  if (first === 'help') {
+    const [topic] = rest;
+    return topic === undefined ? out(overview(program)) : runVerb(program, topic, ['--help']);
+  }
+  runVerb(program, first, rest);
+}
+
+function runVerb(program: string, name: string, args: readonly string[]): void {
+  if (Object.hasOwn(VERBS, name)) void (load(`./command/${name}.cjs`) as Verb).run(args, program);
+  else if (LATER.includes(name)) fail(program, `'${name}' is not in this version of spindle`);
+  else
+    fail(
+      program,
+      `there is no ${name.startsWith('-') ? 'option' : 'command'} '${name}'; ${hint(program, name)}`,
+    );
+}
+
+function hint(program: string, name: string): string {
+  const near = closest(name, [...Object.keys(VERBS), ...LATER, 'help', '--help', '--version']);
+  return near === undefined ? `'${program} --help' lists the commands` : `did you mean '${near}'?`;
+}
+
+function fail(program: string, message: string): void {
+  complain(`${program}: ${message}`);
+  process.exitCode = 1;
+}
+
+function version(program: string): string {
+  const { version: number } = load('../../package.json') as { version: string };
+  // Scripts look for the words in front of the number.
+  return program === 'qemu-img' ? `qemu-img version ${number} (spindle)` : `spindle ${number}`;
+}
+
+function overview(program: string): string {
+  const width = Math.max(...Object.keys(VERBS).map((name) => name.length));
+  const lines = Object.entries(VERBS).map(([name, does]) => `  ${name.padEnd(width)}  ${does}\n`);
+  return `Usage: ${program} COMMAND [options]
+
+Makes and inspects raw and qcow2 disk images. The options are those of qemu-img.
+
+Commands:
+${lines.join('')}
+'${program} COMMAND --help' tells the options of a command, with examples.
+'${program} --version' prints the version.
+`;
+}
+
+try {
+  main(process.argv.slice(2));
+} catch (error) {
+  if (!(error instanceof OutputClosed)) fail(programName(), `internal error: ${String(error)}`);
+}

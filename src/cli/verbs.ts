@@ -1,0 +1,24 @@
+/** What each verb does, in the words of the overview and of the completion scripts. */
+export const VERBS: Readonly<Record<string, string>> = {
+  create: 'make a new image',
+  info: 'tell what an image is',
+  map: 'tell where the bytes of an image are',
+  check: 'look for damage in an image',
+  snapshot: 'list the internal snapshots of an image',
+  doctor: 'tell what this host and a file system can do',
+  completion: 'print a completion script for a shell',
+};
+
+/** Verbs of qemu-img that spindle does not have yet. */
+export const LATER: readonly string[] = [
+  'amend',
+  'bench',
+  'bitmap',
+  'commit',
+  'compare',
+  'convert',
+  'dd',
+  'measure',
+  'rebase',
+  'resize',
+];

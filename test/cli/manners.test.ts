@@ -1,0 +1,271 @@
+// How the command line behaves as a whole: options it takes, help, names, start-up, pipes and signals.
+import { spawn, spawnSync } from 'node:child_process';
+import { readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { parseMount } from '../../src/cli/doctor/mount.ts';
+import { parseOptionList } from '../../src/cli/option-list.ts';
+import { closest } from '../../src/cli/suggest.ts';
+import { LATER, VERBS } from '../../src/cli/verbs.ts';
+import { builtCli, MAIN, spindle } from '../tool/cli.ts';
+import { tempDir } from '../tool/temp.ts';
+
+let cwd = '';
+
+beforeAll(async () => {
+  await builtCli();
+  cwd = tempDir();
+  await spindle(['create', '-f', 'qcow2', 'x', '1M'], { cwd });
+}, 120_000);
+
+/** Every option of `qemu-img VERB --help` (Debian's parser) in an accepted use, with the exit code. */
+const ACCEPTED: readonly (readonly [args: string, code: number])[] = [
+  ['create -f raw y 1M', 0],
+  ['create --format raw --options size=1M y', 0],
+  ['create -f qcow2 -b x -F qcow2 -u y 1M', 0],
+  ['create -f qcow2 --backing x --backing-format qcow2 --backing-unsafe y 1M', 0],
+  ['create --object secret,id=a,data=b -q y 1M', 0],
+  ['create --quiet y 1M', 0],
+  ['info -f qcow2 x', 0],
+  ['info --format=qcow2 --backing-chain x', 0],
+  ['info -b -U x', 0],
+  ['info --force-share --output human x', 0],
+  ['info --output=json --object secret,id=a,data=b x', 0],
+  ['info --image-opts driver=qcow2,file.driver=file,file.filename=x', 0],
+  ['map -f qcow2 --output json -U x', 0],
+  ['map --start-offset=0 --max-length=1M --force-share x', 0],
+  ['map -s 0 -l 1M --object secret,id=a,data=b x', 0],
+  ['map --image-opts driver=qcow2,file.filename=x', 0],
+  ['check -q -f qcow2 -T none -U x', 0],
+  ['check --quiet --format qcow2 --cache unsafe --force-share --output json x', 0],
+  ['check --object secret,id=a,data=b x', 0],
+  ['check --repair leaks x', 1],
+  ['snapshot -l x', 0],
+  ['snapshot --list -q -U -f qcow2 x', 0],
+  ['snapshot --quiet --force-share --format qcow2 --object secret,id=a,data=b x', 0],
+  ['snapshot --create n x', 1],
+  ['snapshot --apply n x', 1],
+  ['snapshot --delete n x', 1],
+  ['doctor', 0],
+  ['doctor --output json .', 0],
+];
+
+describe('the options of qemu-img', () => {
+  it.each(ACCEPTED)('%s', async (args, code) => {
+    const result = await spindle(args.split(' '), { cwd });
+    expect(result.stderr).not.toMatch(/unknown option|internal error/);
+    expect(result.code).toBe(code);
+  });
+
+  it('may be shortened as long as they are clear', async () => {
+    expect((await spindle(['info', '--backing-ch', '--out', 'json', 'x'], { cwd })).stdout).toMatch(/^\[/);
+    expect((await spindle(['create', '--backing', 'x', '--back', 'y', 'z'], { cwd })).stderr).toMatch(
+      /--back/,
+    );
+  });
+});
+
+describe('help', () => {
+  it.each(Object.keys(VERBS))('of %s tells what it does, its options, and examples', async (verb) => {
+    const { stdout, stderr, code } = await spindle([verb, '--help']);
+    expect({ stderr, code }).toEqual({ stderr: '', code: 0 });
+    expect(stdout).toMatch(/^Usage: spindle /);
+    expect(stdout).toMatch(/\n\nExamples:\n {2}spindle /);
+    expect(stdout.split(`\n  spindle ${verb} `).length).toBeGreaterThan(2);
+    expect(Math.max(...stdout.split('\n').map((line) => line.length))).toBeLessThanOrEqual(120);
+    expect((await spindle(['help', verb])).stdout).toBe(stdout);
+    expect((await spindle([verb, '-h'])).stdout).toBe(stdout);
+  });
+
+  it('lists the commands', async () => {
+    const { stdout, code } = await spindle(['--help']);
+    expect(code).toBe(0);
+    for (const verb of Object.keys(VERBS)) expect(stdout).toMatch(new RegExp(`^ {2}${verb} `, 'm'));
+    expect((await spindle(['-h'])).stdout).toBe(stdout);
+    expect((await spindle(['help'])).stdout).toBe(stdout);
+  });
+
+  it('lists every verb that has a file', () => {
+    const files = readdirSync(new URL('../../src/cli/command/', import.meta.url)).map((name) =>
+      name.replace('.ts', ''),
+    );
+    expect(Object.keys(VERBS).sort()).toEqual(files.sort());
+    expect(LATER.filter((verb) => verb in VERBS)).toEqual([]);
+  });
+
+  it('tells the version', async () => {
+    const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+      version: string;
+    };
+    expect((await spindle(['--version'])).stdout).toBe(`spindle ${version}\n`);
+    expect((await spindle(['-V'])).stdout).toBe(`spindle ${version}\n`);
+  });
+});
+
+describe('called as qemu-img', () => {
+  it('goes by that name and prints nothing of its own', async () => {
+    const main = join(tempDir(), 'qemu-img');
+    symlinkSync(MAIN, main);
+    expect((await spindle(['info', 'absent'], { main })).stderr).toMatch(/^qemu-img: absent: /);
+    expect((await spindle(['--version'], { main })).stdout).toMatch(/^qemu-img version \d/);
+    expect((await spindle(['info', 'x'], { main, cwd })).stdout).not.toContain('Allocation');
+    expect((await spindle(['info', '--output=json', 'x'], { main, cwd })).stdout).not.toContain('allocation');
+    expect((await spindle(['info', '--help'], { main })).stdout).toMatch(/^Usage: qemu-img info /);
+  });
+});
+
+describe('start-up', () => {
+  /** The files that a run loads. */
+  async function loaded(args: readonly string[]): Promise<string[]> {
+    const folder = tempDir();
+    const preload = join(folder, 'preload.cjs');
+    const list = join(folder, 'list');
+    writeFileSync(
+      preload,
+      `process.on('exit', () => require('node:fs').writeFileSync(${JSON.stringify(list)}, Object.keys(require.cache).join('\\n')));`,
+    );
+    await spindle(args, { cwd, node: ['-r', preload] });
+    return readFileSync(list, 'utf8')
+      .split('\n')
+      .filter((path) => path !== preload)
+      .map((path) => path.replace(/^.*\//, ''));
+  }
+
+  it('loads nothing but the entry for --version', async () => {
+    expect((await loaded(['--version'])).sort()).toEqual(['main.cjs', 'package.json']);
+  });
+
+  it('loads one verb, and the addon only where it is needed', async () => {
+    expect((await loaded(['info', '--help'])).sort()).toEqual(['info.cjs', 'main.cjs']);
+    expect(await loaded(['create', '-o', 'help'])).toEqual(['main.cjs', 'create.cjs']);
+    expect((await loaded(['snapshot', 'x'])).filter((name) => !name.endsWith('.node'))).toEqual([
+      'main.cjs',
+      'snapshot.cjs',
+    ]);
+  });
+});
+
+describe('pipes and signals', () => {
+  it('ends quietly when the reader of its output is gone', async () => {
+    const child = spawn(
+      'sh',
+      ['-c', `"$0" "$1" --help | true; "$0" "$1" info x | true`, process.execPath, MAIN],
+      { cwd },
+    );
+    let stderr = '';
+    child.stderr.on('data', (text: Buffer) => (stderr += text.toString()));
+    const code = await new Promise((resolve) => child.once('close', resolve));
+    expect({ stderr, code }).toEqual({ stderr: '', code: 0 });
+  });
+
+  it.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)('%s leaves nothing behind', async (signal, code) => {
+    const folder = tempDir();
+    const child = spawn(process.execPath, [MAIN, 'create', '-q', '-o', 'preallocation=full', 'big', '3G'], {
+      cwd: folder,
+    });
+    const ended = new Promise((resolve) => child.once('close', resolve));
+    for (let i = 0; i < 200 && readdirSync(folder).length === 0; i++) await sleep(10);
+    child.kill(signal);
+    expect(await ended).toBe(code);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  it('shows where an error comes from when asked', async () => {
+    const { stderr } = await spindle(['info', 'absent'], { env: { SPINDLE_DEBUG: '1' } });
+    expect(stderr).toMatch(/\n {4}at /);
+  });
+});
+
+describe('doctor', () => {
+  it('tries the file system and leaves nothing behind', async () => {
+    const folder = tempDir();
+    const { stdout, code } = await spindle(['doctor', '--output', 'json', folder]);
+    expect(code).toBe(0);
+    const found = JSON.parse(stdout) as {
+      trials: { name: string; works: boolean }[];
+      fileSystem: unknown;
+      problem: null;
+    };
+    expect(found.trials.map(({ name }) => name)).toContain('seek-hole');
+    expect(found.trials.every(({ works }) => typeof works === 'boolean')).toBe(true);
+    expect(found.problem).toBeNull();
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  it('works without the addon', async () => {
+    const { stdout, code } = await spindle(['doctor', cwd], { env: { SPINDLE_ADDON: 'off' } });
+    expect(code).toBe(0);
+    expect(stdout).toContain('not loaded: switched off by SPINDLE_ADDON=off');
+  });
+
+  it('reads mounts', () => {
+    expect(
+      parseMount('36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue'),
+    ).toEqual({
+      type: 'ext3',
+      source: '/dev/root',
+      point: '/mnt 2',
+      options: ['rw', 'noatime', 'errors=continue'],
+    });
+    expect(parseMount('')).toBeUndefined();
+  });
+});
+
+describe('completion', () => {
+  const shells = { bash: ['bash', '-n'], zsh: ['zsh', '-n'], fish: ['fish', '-n'] } as const;
+  it.each(Object.entries(shells))('%s', async (shell, [program, flag]) => {
+    const { stdout, code } = await spindle(['completion', shell]);
+    expect(code).toBe(0);
+    for (const verb of Object.keys(VERBS)) expect(stdout).toContain(verb);
+    expect(stdout).toContain('backing-format');
+    expect(stdout).toContain('thick-lazy');
+    const path = join(tempDir(), 'script');
+    writeFileSync(path, stdout);
+    const parsed = spawnSync(program, [flag, path], { encoding: 'utf8' });
+    if (parsed.error === undefined)
+      expect({ status: parsed.status, stderr: parsed.stderr }).toEqual({ status: 0, stderr: '' });
+  });
+
+  it('of bash completes verbs, options and values', async () => {
+    const { stdout } = await spindle(['completion', 'bash']);
+    const complete = (words: string): string => {
+      const script = `${stdout}\nCOMP_WORDS=(${words}); COMP_CWORD=$((\${#COMP_WORDS[@]} - 1)); _spindle; echo "\${COMPREPLY[*]}"`;
+      return spawnSync('bash', ['-c', script], { encoding: 'utf8', cwd }).stdout.trim();
+    };
+    expect(complete('spindle cr')).toBe('create');
+    expect(complete('spindle create --allocation ""')).toBe('thin thick-lazy thick-eager');
+    expect(complete('spindle info --back')).toBe('--backing-chain');
+    expect(complete('spindle info x')).toBe('x');
+    expect(complete('spindle completion z')).toBe('zsh');
+  });
+});
+
+describe('words', () => {
+  it('of an option list', () => {
+    expect(parseOptionList('a=1,b')).toEqual([
+      { name: 'a', value: '1' },
+      { name: 'b', value: undefined },
+    ]);
+    expect(parseOptionList('a=x,,y=z,b=')).toEqual([
+      { name: 'a', value: 'x,y=z' },
+      { name: 'b', value: '' },
+    ]);
+    expect(parseOptionList('a=1,,')).toEqual([{ name: 'a', value: '1,' }]);
+    expect(parseOptionList('a=1,,,b')).toEqual([
+      { name: 'a', value: '1,' },
+      { name: 'b', value: undefined },
+    ]);
+    for (const list of ['', ',', ',a=1', 'a=1,', ',,a=1', '=1'])
+      expect(() => parseOptionList(list), list).toThrow();
+  });
+
+  it('that are close', () => {
+    expect(closest('inof', ['info', 'map'])).toBe('info');
+    expect(closest('snap', ['info', 'snapshot'])).toBe('snapshot');
+    expect(closest('frobnicate', ['info', 'map'])).toBeUndefined();
+  });
+});
