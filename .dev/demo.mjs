@@ -30,7 +30,13 @@ const COLUMNS = [
   ['missing', 10],
   ['info says', 12],
 ];
-const line = (cells) => console.log(cells.map((cell, index) => String(cell).padEnd(COLUMNS[index][1])).join(' ').trimEnd());
+const line = (cells) =>
+  console.log(
+    cells
+      .map((cell, index) => String(cell).padEnd(COLUMNS[index][1]))
+      .join(' ')
+      .trimEnd(),
+  );
 line(COLUMNS.map(([name]) => name));
 line(COLUMNS.map(([, width]) => '-'.repeat(width)));
 

@@ -3,18 +3,16 @@ import tseslint from 'typescript-eslint';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 
-/** The rooms whose code may work on bits: codecs of halves and bytes, never of offsets. */
+/** In the rooms that work with offsets, the few files whose business are flags and the bits of entries. */
 const BITWISE = [
   'src/core/bytes.ts',
   'src/format/qcow2/**',
-  'src/native/**',
-  'src/storage/open.ts',
-  'src/core/extent.ts',
   'src/format/image.ts',
   'src/format/status.ts',
   'src/format/open.ts',
   'src/format/raw/driver.ts',
   'src/op/info.ts',
+  'src/op/open.ts',
 ];
 
 export default tseslint.config(
@@ -46,7 +44,7 @@ export default tseslint.config(
     },
   },
   {
-    files: ['src/**/*.ts'],
+    files: ['src/core/**/*.ts', 'src/format/**/*.ts', 'src/op/**/*.ts'],
     ignores: BITWISE,
     rules: { 'no-bitwise': 'error' },
   },
@@ -56,6 +54,8 @@ export default tseslint.config(
       'no-console': 'off',
       '@typescript-eslint/no-non-null-assertion': 'off',
       '@typescript-eslint/unbound-method': 'off',
+      '@typescript-eslint/no-unnecessary-type-parameters': 'off',
+      '@typescript-eslint/no-unsafe-class-instance-assignment': 'off',
       'no-restricted-syntax': 'off',
     },
   },

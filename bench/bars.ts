@@ -15,13 +15,21 @@ const CALLS = 2000;
 export async function measureBars(root: string): Promise<Bar[]> {
   const folder = mkdtempSync(join(tmpdir(), 'spindle-bench-'));
   try {
-    const { create, info } = (await import(join(root, 'dist', 'index.js'))) as typeof import('../src/index.ts');
+    const { create, info } = (await import(
+      join(root, 'dist', 'index.js')
+    )) as typeof import('../src/index.ts');
     const small = join(folder, 'small.qcow2');
     await create({ path: small, format: 'qcow2', size: 1024 ** 3 });
     const large = join(folder, 'large.qcow2');
     await create({ path: large, format: 'qcow2', size: 1024 ** 4, preallocation: 'metadata' });
     return [
-      { what: 'info in process', unit: 'ms', limit: 0.2, measured: await timeInfo(info, small), how: '2000 calls' },
+      {
+        what: 'info in process',
+        unit: 'ms',
+        limit: 0.2,
+        measured: await timeInfo(info, small),
+        how: '2000 calls',
+      },
       startUp(root, ['--version'], 'command line, --version'),
       startUp(root, ['info', small], 'command line, info of a small image'),
       await opening(large),

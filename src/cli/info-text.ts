@@ -1,14 +1,14 @@
+import { printable } from '../core/errors.ts';
 import { formatSize } from '../core/size.ts';
 import { infoJson, type Json } from '../op/info-json.ts';
 import { shownFileLength, type ImageInfo } from '../op/info.ts';
 import { allocationLines } from './allocation-text.ts';
-import { shown } from './output.ts';
 import { snapshotTable } from './snapshot-table.ts';
 
 /** What is known of an image, for people: the lines of qemu-img, then how the disk lies on the host where known. */
 export function infoText(image: ImageInfo): string {
   const line = (name: string, value: string | null): string[] =>
-    value === null ? [] : [`${name}: ${shown(value)}`];
+    value === null ? [] : [`${name}: ${printable(value)}`];
   const diskSize = image.actualSize === null ? 'unavailable' : formatSize(image.actualSize);
   const lines = [
     ...line('image', image.path),
@@ -27,6 +27,9 @@ export function infoText(image: ImageInfo): string {
     ...line('    protocol type', image.isDevice ? 'host_device' : 'file'),
     ...line('    file length', exactSize(shownFileLength(image))),
     ...line('    disk size', diskSize),
+    ...(image.extentSizeHint === 0
+      ? []
+      : ['    Format specific information:', `        extent size hint: ${String(image.extentSizeHint)}`]),
     ...(image.allocation === null ? [] : allocationLines(image.allocation)),
   ];
   return lines.map((text) => `${text}\n`).join('');
@@ -74,7 +77,7 @@ function nested(value: Json, depth: number): string[] {
   return entries.flatMap(([key, item]) =>
     typeof item === 'object' && item !== null
       ? [`${indent}${key}:`, ...nested(item, depth + 1)]
-      : [`${indent}${key}: ${shown(String(item))}`],
+      : [`${indent}${key}: ${printable(String(item))}`],
   );
 }
 

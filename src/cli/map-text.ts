@@ -1,6 +1,5 @@
-import { SpindleError } from '../core/errors.ts';
+import { printable, SpindleError } from '../core/errors.ts';
 import type { MapEntry } from '../op/map.ts';
-import { shown } from './output.ts';
 
 /** One entry as a line of JSON; the lines are joined by commas. */
 export function mapJsonLine(entry: MapEntry): string {
@@ -51,7 +50,7 @@ export function mapRow(entry: MapEntry, host: boolean): string | undefined {
 
 function row(start: string, length: string, offset: string, host: string | undefined, file: string): string {
   const left = [start, length, offset].map((text) => text.padEnd(16)).join('');
-  return `${left}${host === undefined ? '' : host.padEnd(20)}${shown(file)}\n`;
+  return `${left}${host === undefined ? '' : host.padEnd(20)}${printable(file)}\n`;
 }
 
 /** Zero has no prefix, as printf has it. */

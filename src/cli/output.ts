@@ -1,4 +1,5 @@
 import { writeSync } from 'node:fs';
+import { printable } from '../core/errors.ts';
 
 /*
  * Writes to the standard streams by descriptor: process.stdout would load the terminal and network modules of Node,
@@ -22,20 +23,18 @@ export function complain(line: string): void {
   }
 }
 
+/** Replaces the line that a terminal shows on standard error; an empty text removes it. */
+export function overwrite(line: string): void {
+  try {
+    writeAll(2, `\r\u001b[K${line}`);
+  } catch {
+    // As above.
+  }
+}
+
 /** `text` without line breaks and control characters, which names inside images may hold. */
 export function oneLine(text: string): string {
-  return text.replace(/\s*\n\s*/g, ' ').replace(CONTROL, escaped);
-}
-
-/** `text` as it may be shown: control characters, which could steer a terminal, are spelled out. */
-export function shown(text: string): string {
-  return text.replace(CONTROL, escaped);
-}
-
-const CONTROL = /[\u0000-\u001f\u007f-\u009f]/g;
-
-function escaped(character: string): string {
-  return `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`;
+  return printable(text.replace(/\s*\n\s*/g, ' '));
 }
 
 function writeAll(fd: number, text: string): void {

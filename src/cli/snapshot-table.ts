@@ -1,6 +1,6 @@
+import { printable } from '../core/errors.ts';
 import { formatSize } from '../core/size.ts';
 import type { Snapshot } from '../format/qcow2/snapshot.ts';
-import { shown } from './output.ts';
 
 /** The table of internal snapshots, with its heading; nothing where there are none. Dates are local time. */
 export function snapshotTable(snapshots: readonly Snapshot[]): string[] {
@@ -10,8 +10,8 @@ export function snapshotTable(snapshots: readonly Snapshot[]): string[] {
     row('ID', 'TAG', 'VM_SIZE', 'DATE', 'VM_CLOCK', 'ICOUNT'),
     ...snapshots.map((snapshot) =>
       row(
-        shown(snapshot.id),
-        shown(snapshot.name),
+        printable(snapshot.id),
+        printable(snapshot.name),
         formatSize(snapshot.vmStateSize),
         localDate(snapshot.dateSeconds),
         clock(snapshot.vmClock),

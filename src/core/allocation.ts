@@ -1,5 +1,6 @@
-import { SpindleError } from './errors.ts';
+import { isSpindleError, SpindleError } from './errors.ts';
 import type { Storage } from './storage.ts';
+import { stopIfAborted, type Working } from './working.ts';
 
 /**
  * Who pays for a block, and when. `thin`: blocks appear at the first write. `thick-lazy`: blocks are reserved at
@@ -15,7 +16,7 @@ export interface Reservable extends Storage {
   /** Reserves blocks for the range, growing the storage unless `keepSize`. @throws UNSUPPORTED, NO_SPACE */
   reserve(at: number, length: number, keepSize?: boolean): Promise<void>;
   /** Writes zeroes physically: no block of the range is left merely reserved. @throws UNSUPPORTED, NO_SPACE */
-  writePhysicalZeroes(at: number, length: number, signal?: AbortSignal): Promise<unknown>;
+  writePhysicalZeroes(at: number, length: number): Promise<unknown>;
 }
 
 /** `storage` as one that can reserve space. @throws SpindleError UNSUPPORTED when it cannot */
@@ -28,4 +29,33 @@ export function reservable(storage: Storage): Reservable {
     'UNSUPPORTED',
     'this storage cannot reserve space; only files and block devices can',
   );
+}
+
+/** Bytes of zeroes between two looks at the signal. */
+const STEP = 256 * 1024 * 1024;
+
+/**
+ * Writes zeroes physically, in steps between which the work can be stopped. The whole range is reserved first where that
+ * works, so that a lack of space shows before anything is written.
+ * @throws SpindleError NO_SPACE, UNSUPPORTED, ABORTED
+ */
+export async function fillWithZeroes(
+  storage: Storage,
+  at: number,
+  length: number,
+  working: Working = {},
+): Promise<void> {
+  const target = reservable(storage);
+  if (target.can.resize) {
+    await target.reserve(at, length).catch((error: unknown) => {
+      if (!isSpindleError(error, 'UNSUPPORTED')) throw error;
+    });
+  }
+  for (let done = 0; done < length;) {
+    stopIfAborted(working.signal);
+    const step = Math.min(STEP, length - done);
+    await target.writePhysicalZeroes(at + done, step);
+    done += step;
+    working.onProgress?.(done, length);
+  }
 }

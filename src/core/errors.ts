@@ -81,7 +81,6 @@ export class SpindleError extends Error {
  * terminal, are written as escapes.
  */
 export function printable(text: string): string {
-  // eslint-disable-next-line no-control-regex -- they are what is looked for
   return text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (char) => {
     return `\\x${(char.codePointAt(0) ?? 0).toString(16).padStart(2, '0')}`;
   });

@@ -128,7 +128,7 @@ class Checked extends Layer {
   /** What may not change by itself has not changed. */
   #checkSame(): void {
     if (this.#closing !== undefined) return;
-    void this.size;
+    if (!(this.size >= 0)) throw new TypeError('the size is no size');
     for (const [name, value] of Object.entries(this.can) as [keyof StorageCan, boolean][]) {
       if (this.next.can[name] !== value) throw new TypeError(`the capability '${name}' changed after open`);
     }

@@ -89,7 +89,7 @@ async function writeZeroes(fd: number, offset: number, length: number): ReturnTy
   const zeroes = new Uint8Array(Math.min(length, ZEROES));
   try {
     // A write to an O_APPEND descriptor appends, and an O_DIRECT one refuses this buffer: both need one of their own.
-    const own = (flags & (constants.O_APPEND | (constants.O_DIRECT ?? 0))) !== 0;
+    const own = (flags & (constants.O_APPEND | ((constants as { O_DIRECT?: number }).O_DIRECT ?? 0))) !== 0;
     const target = own ? await promisify(open)(`/proc/self/fd/${String(fd)}`, constants.O_WRONLY) : fd;
     try {
       for (let done = 0; done < length;) {
@@ -141,7 +141,7 @@ async function dataExtents(fd: number, offset: number, length: number, limit: nu
   const seek = (at: number, whence: number): Promise<number | undefined> =>
     new Promise((resolve, reject) => {
       ext.seek(fd, at, whence, (error, found) => {
-        if (error === null || error === undefined) resolve(found);
+        if (!error) resolve(found);
         else if ((error as NodeJS.ErrnoException).code === 'ENXIO') resolve(undefined);
         else reject(error);
       });

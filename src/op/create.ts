@@ -1,7 +1,8 @@
 import type { AllocationPolicy } from '../core/allocation.ts';
 import { alignUp } from '../core/align.ts';
 import { SpindleError } from '../core/errors.ts';
-import { besideImage, localName } from '../core/path.ts';
+import type { Working } from '../core/working.ts';
+import { localName } from '../core/path.ts';
 import {
   checkCreateOptions,
   createQcow2,
@@ -12,9 +13,9 @@ import type { Format } from '../format/open.ts';
 import { knownFormat } from '../format/open.ts';
 import { createRaw, type RawPreallocation } from '../format/raw/create.ts';
 import type { Storage } from '../core/storage.ts';
-import { openFile, type FileStorage } from '../storage/file.ts';
+import type { FileStorage } from '../storage/file.ts';
 import { replaceFile } from '../storage/replace.ts';
-import { openImageFile } from './open.ts';
+import { lookBelow, refuseOverlap } from './create-guard.ts';
 
 /** The preallocation modes of all formats. */
 export type Preallocation = Qcow2CreateOptions['preallocation'];
@@ -37,7 +38,7 @@ export type Qcow2Options = Partial<
 };
 
 /** What to create. */
-export interface CreateRequest {
+export interface CreateRequest extends Working {
   readonly path: string;
   readonly format?: string | undefined;
   /** Virtual size in bytes, rounded up to whole sectors. Default: that of the backing file. */
@@ -63,7 +64,6 @@ export interface CreateRequest {
    * as qemu has it. 0: leave the hint alone.
    */
   readonly extentSizeHint?: number | undefined;
-  readonly signal?: AbortSignal | undefined;
   /** Told what will be created: when everything is decided and nothing stands against it, before it is written. */
   onStart?(created: Created): void;
   /** Told what was asked for and could not be done, though the image is made. */
@@ -97,12 +97,11 @@ const MODE_OF: Readonly<Record<AllocationPolicy, Preallocation>> = {
 export async function create(request: CreateRequest): Promise<Created> {
   const created = await decide(request);
   const path = fileName(request.path);
-  const { signal } = request;
   if (created.qcow2 === null) {
     await replaceFile(path, async (storage) => {
       await prepare(storage, request);
       request.onStart?.(created);
-      await createRaw(storage, created.size, created.preallocation as RawPreallocation, signal);
+      await createRaw(storage, created.size, created.preallocation as RawPreallocation, request);
     });
     return created;
   }
@@ -110,7 +109,7 @@ export async function create(request: CreateRequest): Promise<Created> {
   const withDataFile = async (storage: FileStorage, dataFile: Storage | null): Promise<void> => {
     await prepare(storage, request);
     request.onStart?.(created);
-    await createQcow2(storage, options, dataFile, signal);
+    await createQcow2(storage, options, dataFile, request);
   };
   await replaceFile(path, async (storage) => {
     if (options.dataFile === null) await withDataFile(storage, null);
@@ -191,56 +190,18 @@ function preallocationOf(request: CreateRequest): Preallocation {
   throw bad(`allocation ${allocation} and preallocation=${preallocation} contradict each other`);
 }
 
+/** The virtual size, and whether the files of the image keep out of each other's way. */
 async function sizeOf(request: CreateRequest): Promise<number> {
   const { backing } = request;
-  let inherited: number | undefined;
-  if (backing !== undefined) {
-    knownFormat(backing.format);
-    if (backing.unchecked !== true) inherited = await backingSize(request.path, backing);
-  }
-  const size = request.size ?? inherited;
+  if (backing !== undefined) knownFormat(backing.format);
+  const below = backing === undefined ? null : await lookBelow(request.path, backing);
+  await refuseOverlap(request.path, request.qcow2?.dataFile ?? null, below?.identities ?? []);
+  const size = request.size ?? below?.size;
   if (size === undefined) throw new SpindleError('BAD_SIZE', 'a size is needed, such as 10G');
-  if (!Number.isSafeInteger(size) || size < 0)
+  if (!Number.isSafeInteger(size) || size < 0) {
     throw new SpindleError('BAD_SIZE', `${String(size)} bytes is no size`);
+  }
   return size;
-}
-
-/** Opens the backing chain as it will be opened later, also to see that it is there and makes sense. */
-async function backingSize(path: string, backing: { name: string; format: string }): Promise<number> {
-  const beside = besideImage(backing.name, path);
-  try {
-    const image = await openImageFile(beside, { format: backing.format, share: true });
-    try {
-      const own = localName(path);
-      if (own !== null && (await sameFile(image.storage as FileStorage, own))) {
-        throw new SpindleError('BACKING_LOOP', 'an image cannot back itself', { path });
-      }
-      return image.size;
-    } finally {
-      await image.close();
-    }
-  } catch (error) {
-    if (!(error instanceof SpindleError) || error.code !== 'NOT_FOUND') throw error;
-    throw new SpindleError(
-      'BACKING_NOT_FOUND',
-      `its backing file '${beside}' cannot be opened: there is no such file`,
-      {
-        path,
-        cause: error,
-      },
-    );
-  }
-}
-
-async function sameFile(storage: FileStorage, path: string): Promise<boolean> {
-  try {
-    const other = await openFile(path);
-    await other.close();
-    return other.identity === storage.identity;
-  } catch (error) {
-    if (error instanceof SpindleError) return false;
-    throw error;
-  }
 }
 
 function bad(message: string): SpindleError {

@@ -1,6 +1,7 @@
 import type { AllocationPolicy } from '../core/allocation.ts';
 import type { HostExtent } from '../core/extent.ts';
 import type { Storage } from '../core/storage.ts';
+import { stopIfAborted } from '../core/working.ts';
 import type { Image } from '../format/image.ts';
 
 /** How the bytes of a disk lie on the host. All figures in bytes of the guest's disk, so they add up to `size`. */
@@ -44,7 +45,7 @@ export async function hostUsage(image: Image, signal?: AbortSignal): Promise<Hos
   const runs = hostRuns(image, 0, image.size);
   if (runs === null) return null;
   for await (const run of runs) {
-    signal?.throwIfAborted();
+    stopIfAborted(signal);
     sum[run.kind] += run.length;
     if (run.shared) shared += run.length;
     reserved.add(run);

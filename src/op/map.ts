@@ -1,4 +1,5 @@
 import { SpindleError } from '../core/errors.ts';
+import { stopIfAborted } from '../core/working.ts';
 import type { Image } from '../format/image.ts';
 import { blockStatus } from '../format/status.ts';
 import { hostRuns, type HostRun } from './host-usage.ts';
@@ -36,14 +37,14 @@ export interface MapOptions {
 }
 
 /**
- * The map of a disk: runs of equal status in ascending order, neighbours of equal status joined. A disk of size 0 has
+ * The map of a disk: runs of equal status in ascending order, neighbours of equal status joined. An empty range has
  * one run of length 0.
  * @throws SpindleError BAD_SIZE when the range starts past the end, and what reading the tables throws
  */
 export async function* map(image: Image, options: MapOptions = {}): AsyncGenerator<MapEntry> {
   const start = options.start ?? 0;
   const end = Math.min(image.size, start + (options.length ?? Infinity));
-  if (start < 0 || (start >= image.size && image.size > 0 && start !== 0)) {
+  if (start < 0 || start > image.size) {
     throw new SpindleError(
       'BAD_SIZE',
       `offset ${String(start)} is past the end of the disk at ${String(image.size)}`,
@@ -51,7 +52,7 @@ export async function* map(image: Image, options: MapOptions = {}): AsyncGenerat
   }
   let pending: MapEntry | undefined;
   for (let at = start; at < end;) {
-    options.signal?.throwIfAborted();
+    stopIfAborted(options.signal);
     const entry = await entryAt(image, at, end - at);
     for await (const part of options.host === true && entry.depth === 0 ? withHost(image, entry) : [entry]) {
       if (pending !== undefined && joins(pending, part))
@@ -64,7 +65,7 @@ export async function* map(image: Image, options: MapOptions = {}): AsyncGenerat
     at += entry.length;
   }
   yield (
-    pending ?? { start: 0, length: 0, depth: 0, present: false, zero: false, data: false, compressed: false }
+    pending ?? { start, length: 0, depth: 0, present: false, zero: false, data: false, compressed: false }
   );
 }
 

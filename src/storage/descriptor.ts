@@ -74,22 +74,22 @@ export function statDescriptor(fd: number, path: string): Promise<fs.BigIntStats
 /** Sets the length of the file. */
 export function truncateDescriptor(fd: number, size: number, path: string): Promise<void> {
   return call(path, 'resize', (done) => {
-    fs.ftruncate(fd, size, done as fs.NoParamCallback);
+    fs.ftruncate(fd, size, done);
   });
 }
 
 /** fsync(2), or fdatasync(2), which may leave times behind. */
 export function syncDescriptor(fd: number, path: string, dataOnly: boolean): Promise<void> {
   return call(path, 'flush', (done) => {
-    if (dataOnly) fs.fdatasync(fd, done as fs.NoParamCallback);
-    else fs.fsync(fd, done as fs.NoParamCallback);
+    if (dataOnly) fs.fdatasync(fd, done);
+    else fs.fsync(fd, done);
   });
 }
 
 /** Closes the descriptor, which is gone even when this fails. */
 export function closeDescriptor(fd: number, path: string): Promise<void> {
   return call(path, 'close', (done) => {
-    fs.close(fd, done as fs.NoParamCallback);
+    fs.close(fd, done);
   });
 }
 

@@ -19,6 +19,7 @@ import {
 } from './descriptor.ts';
 import { DirectIo } from './direct.ts';
 import { hostError } from './errno.ts';
+import { identityOf } from './identity.ts';
 import { openHost, type FileOptions, type Opened } from './open.ts';
 
 export type { FileOptions } from './open.ts';
@@ -90,9 +91,7 @@ export class FileStorage implements Storage {
     this.path = path;
     this.can = can;
     this.isDevice = isDevice;
-    this.identity = isDevice
-      ? `block:${stats.rdev.toString()}`
-      : `${stats.dev.toString()}:${stats.ino.toString()}`;
+    this.identity = identityOf(stats);
     this.#fd = fd;
     this.#size = size;
     this.#alignment = alignment;

@@ -1,10 +1,11 @@
 import { randomBytes } from 'node:crypto';
 import { constants, unlinkSync, type BigIntStats } from 'node:fs';
-import { chmod, chown, readlink, realpath, rename, stat } from 'node:fs/promises';
-import { basename, dirname, isAbsolute, join } from 'node:path';
+import { chmod, chown, rename, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 import { isSpindleError } from '../core/errors.ts';
 import { closeDescriptor, openDescriptor, syncDescriptor, syncDirectory } from './descriptor.ts';
 import { errnoOf, hostError } from './errno.ts';
+import { realTarget } from './identity.ts';
 import { openFile, type FileStorage } from './file.ts';
 import { lockImage } from './lock.ts';
 import { refuseOther } from './open.ts';
@@ -94,33 +95,6 @@ function renamed(error: Error, temporary: string, path: string): Error {
   told.message = told.message.replaceAll(temporary, path);
   if (told.path === temporary) told.path = path;
   return told;
-}
-
-/** Where `path` leads through all symbolic links, also when nothing is there yet. */
-async function realTarget(path: string): Promise<string> {
-  let target = path;
-  try {
-    // As many links as the kernel follows; a circle is left to fail below.
-    for (let links = 0; links < 40; links++) {
-      const link = await linkAt(target);
-      if (link === undefined) break;
-      // Not normalised: a `..` counts from where the links before it lead.
-      target = isAbsolute(link) ? link : `${await realpath(dirname(target))}/${link}`;
-    }
-    return join(await realpath(dirname(target)), basename(target));
-  } catch (error) {
-    throw hostError(error, path, 'create');
-  }
-}
-
-async function linkAt(path: string): Promise<string | undefined> {
-  try {
-    return await readlink(path);
-  } catch (error) {
-    // EINVAL: no link. ENOENT: nothing there.
-    if (errnoOf(error) === 'EINVAL' || errnoOf(error) === 'ENOENT') return undefined;
-    throw error;
-  }
 }
 
 async function statIfThere(path: string): Promise<BigIntStats | undefined> {

@@ -25,7 +25,10 @@ qemu.describeWithQemu('without preallocation', () => {
     async (clusterSize) => {
       const dir = tempDir();
       const cases = sizesFor(clusterSize).flatMap((size) =>
-        (['v2', 'v3', 'lazy', 'zstd', 'extended', 'narrow', 'backed', 'data file'] as const).map((kind) => ({ size, kind })),
+        (['v2', 'v3', 'lazy', 'zstd', 'extended', 'narrow', 'backed', 'data file'] as const).map((kind) => ({
+          size,
+          kind,
+        })),
       );
       await inParallel([...cases.entries()], 3, async ([index, { size, kind }]) => {
         if (kind === 'extended' && clusterSize < 16 * K) return;
@@ -53,7 +56,8 @@ qemu.describeWithQemu('without preallocation', () => {
           backed: {},
           'data file': { data_file: dataFile },
         }[kind];
-        const backing = kind === 'backed' ? { name: 'some/base.raw', format: 'raw', unchecked: true } : undefined;
+        const backing =
+          kind === 'backed' ? { name: 'some/base.raw', format: 'raw', unchecked: true } : undefined;
         await create({ path: ours, format: 'qcow2', size, qcow2: { clusterSize, ...qcow2 }, backing });
         const flags = kind === 'backed' ? ['-u', '-b', 'some/base.raw', '-F', 'raw'] : [];
         const list = qemu.optionList({ cluster_size: clusterSize, ...options });

@@ -21,7 +21,8 @@ async function overlay(backing: string, size = 65536): Promise<MemoryStorage> {
 function gateOver(files: ReadonlyMap<string, Storage>): Gate {
   return ({ name, from }) => {
     const storage = files.get(name);
-    if (storage === undefined) return Promise.reject(new SpindleError('BACKING_NOT_FOUND', name, { path: from }));
+    if (storage === undefined)
+      return Promise.reject(new SpindleError('BACKING_NOT_FOUND', name, { path: from }));
     return Promise.resolve({ storage, name, id: name });
   };
 }

@@ -24,7 +24,10 @@ it('a fully mapped image of 1 TiB is opened with its header and L1 table, and re
       await image.read(sector, at);
       await image.read(sector, at);
       const reads = storage.take().filter(({ operation }) => operation === 'read');
-      expect(reads.map(({ length }) => length), 'one L2 table, then the data twice').toEqual([65536, 4096, 4096]);
+      expect(
+        reads.map(({ length }) => length),
+        'one L2 table, then the data twice',
+      ).toEqual([65536, 4096, 4096]);
     }
     await image.close();
   } finally {

@@ -66,7 +66,9 @@ export async function exercise(
       codes.set(error.code, (codes.get(error.code) ?? 0) + 1);
     }
   };
-  await attempt(async () => void (await readMetadata(new BytesStorage(bytes), 'info')));
+  await attempt(async () => {
+    await readMetadata(new BytesStorage(bytes), 'info');
+  });
   await attempt(async () => {
     const storage = new BytesStorage(bytes);
     await checkImage(storage, await readMetadata(storage, 'check'));

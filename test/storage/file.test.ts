@@ -9,7 +9,7 @@ import { openFile, type FileOptions, type FileStorage } from '../../src/storage/
 import { expectCode, storageSuite, type Made } from '../suite/storage.ts';
 import { attachLoop, noLoop } from '../tool/loop.ts';
 import { Random } from '../tool/random.ts';
-import { tempDir, tempPath } from '../tool/temp.ts';
+import { tempDir, tempPath, umask } from '../tool/temp.ts';
 
 const addon = native().kind === 'addon';
 const WRITABLE = { write: true, resize: true, zero: addon, discard: addon, extents: true, direct: false };
@@ -158,7 +158,7 @@ describe('openFile', () => {
     await storage.resize(10);
     await storage.flush();
     await storage.close();
-    expect(fs.statSync(path).mode & 0o777).toBe(0o644 & ~process.umask());
+    expect(fs.statSync(path).mode & 0o777).toBe(0o644 & ~umask());
     expect(fs.statSync(path).size).toBe(10);
   });
 

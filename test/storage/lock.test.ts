@@ -173,8 +173,8 @@ describe.runIf(addon && qemuMissing === undefined)('locks beside qemu-io', () =>
 async function start(args: string[]): Promise<ChildProcess> {
   const program = spawn('qemu-io', args, { stdio: ['pipe', 'pipe', 'inherit'] });
   programs.push(program);
-  program.stdin?.write('length\n');
-  await once(program.stdout as NonNullable<typeof program.stdout>, 'data');
+  program.stdin.write('length\n');
+  await once(program.stdout, 'data');
   return program;
 }
 

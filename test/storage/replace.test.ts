@@ -7,7 +7,7 @@ import { lockImage } from '../../src/storage/lock.ts';
 import { removeLeftovers, replaceFile } from '../../src/storage/replace.ts';
 import { expectCode } from '../suite/storage.ts';
 import { attachLoop, noLoop } from '../tool/loop.ts';
-import { tempDir } from '../tool/temp.ts';
+import { tempDir, umask } from '../tool/temp.ts';
 
 const HELLO = new TextEncoder().encode('hello');
 
@@ -29,7 +29,7 @@ describe('replaceFile', () => {
     const directory = tempDir();
     await replaceFile(`${directory}/new`, build);
     expect(fs.readFileSync(`${directory}/new`, 'utf8')).toBe('hello');
-    expect(fs.statSync(`${directory}/new`).mode & 0o7777).toBe(0o644 & ~process.umask());
+    expect(fs.statSync(`${directory}/new`).mode & 0o7777).toBe(0o644 & ~umask());
     expect(fs.readdirSync(directory)).toEqual(['new']);
   });
 

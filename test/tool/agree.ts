@@ -44,7 +44,9 @@ export async function expectAgreement(path: string, options: AgreeOptions = {}):
   try {
     expect(await ourMap(image), 'map').toEqual(await qemu.map(path, { format }));
     if (options.scratch !== undefined) {
-      expect(await readHash(image), 'content').toBe(await qemu.contentHash(path, options.scratch, { format }));
+      expect(await readHash(image), 'content').toBe(
+        await qemu.contentHash(path, options.scratch, { format }),
+      );
     }
   } finally {
     await image.close();

@@ -11,19 +11,27 @@ import { MemoryStorage } from '../../src/storage/memory.ts';
  * A qcow2 image in memory that holds `content`: everything is mapped at creation, and the bytes are put where the map
  * says. For what reading is tested on; images that live were made by qemu.
  */
-export async function qcow2Of(content: Uint8Array, options: Partial<Qcow2CreateOptions> = {}): Promise<Image> {
+export async function qcow2Of(
+  content: Uint8Array,
+  options: Partial<Qcow2CreateOptions> = {},
+): Promise<Image> {
   const storage = new MemoryStorage();
   const preallocation = options.backing === undefined ? 'metadata' : 'off';
   await createQcow2(storage, { ...QCOW2_DEFAULTS, preallocation, ...options, size: content.length });
-  if (options.extendedL2 === true) await markAllocated(storage, { ...QCOW2_DEFAULTS, ...options, size: content.length });
+  if (options.extendedL2 === true)
+    await markAllocated(storage, { ...QCOW2_DEFAULTS, ...options, size: content.length });
   const driver = await open(storage);
-  for (let at = 0; at < content.length && options.backing === undefined; ) {
+  for (let at = 0; at < content.length && options.backing === undefined;) {
     const mapping = await driver.map(at, content.length - at);
     if (mapping.kind === 'data') await storage.write(content.subarray(at, at + mapping.length), mapping.at);
     else if (mapping.kind !== 'backing') throw new Error(`a new image maps ${mapping.kind}`);
     at += mapping.length;
   }
-  return new DiskImage(await open(storage), storage, options.backing == null ? null : rawOf(content));
+  return new DiskImage(
+    await open(storage),
+    storage,
+    options.backing === undefined || options.backing === null ? null : rawOf(content),
+  );
 }
 
 /** Preallocation leaves the subclusters of extended L2 entries unallocated; this makes all of them data. */

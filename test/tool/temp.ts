@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll } from 'vitest';
@@ -29,3 +29,9 @@ function removeAll(): void {
 
 afterAll(removeAll);
 process.once('exit', removeAll);
+
+/** The mask that new files of this process get, read without setting it. */
+export function umask(): number {
+  const status = /^Umask:\s+(\d+)$/m.exec(readFileSync('/proc/self/status', 'utf8'));
+  return Number.parseInt(status?.[1] ?? '022', 8);
+}

@@ -1,6 +1,6 @@
 import { Option } from 'commander';
 import { ALLOCATION_POLICIES, type AllocationPolicy } from '../../core/allocation.ts';
-import { SpindleError } from '../../core/errors.ts';
+import { printable, SpindleError } from '../../core/errors.ts';
 import { parseSize } from '../../core/size.ts';
 import { knownFormat } from '../../format/open.ts';
 import { create, type CreateRequest, type Preallocation } from '../../op/create.ts';
@@ -8,7 +8,9 @@ import { collect, formatOption, newCommand, verb } from '../command-line.ts';
 import { createOptionsHelp, parseCreateOptions, type Given } from '../create-options.ts';
 import { formattingLine } from '../formatting-line.ts';
 import { interruptible } from '../interrupt.ts';
-import { out, shown } from '../output.ts';
+import { progressOption, progressTo, type ProgressForm } from '../progress.ts';
+import { warn } from '../report.ts';
+import { out } from '../output.ts';
 import { checkObjects, objectOption } from '../source.ts';
 
 interface Flags {
@@ -19,6 +21,7 @@ interface Flags {
   readonly backingUnsafe?: boolean;
   readonly allocation?: AllocationPolicy;
   readonly quiet?: boolean;
+  readonly progress: ProgressForm;
   readonly object: readonly string[];
 }
 
@@ -57,11 +60,19 @@ export const { define, run } = verb((program) =>
     .option('-u, --backing-unsafe', 'do not open the backing file; needs a SIZE')
     .addOption(new Option('--allocation <POLICY>', 'when the host gives space').choices(ALLOCATION_POLICIES))
     .option('-q, --quiet', 'print nothing')
+    .addOption(progressOption())
     .addOption(objectOption())
-    .action(work),
+    .action((file: string | undefined, size: string | undefined, flags: Flags) =>
+      work(program, file, size, flags),
+    ),
 );
 
-async function work(file: string | undefined, size: string | undefined, flags: Flags): Promise<void> {
+async function work(
+  program: string,
+  file: string | undefined,
+  size: string | undefined,
+  flags: Flags,
+): Promise<void> {
   checkObjects(flags.object);
   const format = knownFormat(flags.format) ?? 'raw';
   const given = parseCreateOptions(format, flags.options);
@@ -71,15 +82,18 @@ async function work(file: string | undefined, size: string | undefined, flags: F
   }
   if (file === undefined) throw new SpindleError('BAD_OPTION', 'name the file to create');
   const request = requestOf(file, size, flags, given);
+  const progress = progressTo(flags.quiet === true ? 'none' : flags.progress);
   try {
     await create({
       ...request,
       format,
       signal: interruptible(),
+      onProgress: progress,
+      onWarning: (message) => warn(program, file, message),
       onStart: (created) => {
         if (flags.quiet !== true)
           out(
-            `${shown(formattingLine(created, given, { size: request.size, allocation: flags.allocation }))}\n`,
+            `${printable(formattingLine(created, given, { size: request.size, allocation: flags.allocation }))}\n`,
           );
       },
     });

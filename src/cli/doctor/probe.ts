@@ -166,7 +166,6 @@ function direct(fd: number): undefined {
   const flag = (constants as { readonly O_DIRECT?: number }).O_DIRECT;
   if (flag === undefined) throw new Failed('this platform has no O_DIRECT');
   try {
-    // eslint-disable-next-line no-bitwise -- flags of open(2)
     closeSync(reopen(fd, constants.O_RDWR | flag));
   } catch (error) {
     throw new Failed(

@@ -1,4 +1,4 @@
-import { shown } from '../output.ts';
+import { printable } from '../../core/errors.ts';
 import type { Host } from './host.ts';
 import type { Mount } from './mount.ts';
 import type { Trial } from './probe.ts';
@@ -36,15 +36,15 @@ export function doctorText(findings: Findings): string {
     ],
     ['options', fileSystem === null ? 'unknown' : fileSystem.options.join(',')],
   ];
-  const lines = rows.map(([name, value]) => `${name.padEnd(12)}${shown(value)}`);
+  const lines = rows.map(([name, value]) => `${name.padEnd(12)}${printable(value)}`);
   lines.push(
     '',
-    `What files can do there${problem === null ? ', tried on one' : ` could not be tried: ${shown(problem)}`}:`,
+    `What files can do there${problem === null ? ', tried on one' : ` could not be tried: ${printable(problem)}`}:`,
   );
   const width = Math.max(...findings.trials.map(({ means }) => means.length));
   for (const { means, works, note } of findings.trials) {
     const verdict = works === null ? '?' : works ? 'yes' : 'no';
-    lines.push(`  ${means.padEnd(width)}  ${verdict}${note === undefined ? '' : ` (${shown(note)})`}`);
+    lines.push(`  ${means.padEnd(width)}  ${verdict}${note === undefined ? '' : ` (${printable(note)})`}`);
   }
   return lines.map((line) => `${line}\n`).join('');
 }

@@ -1,8 +1,9 @@
 import { isPowerOfTwo } from '../../core/align.ts';
-import { reservable } from '../../core/allocation.ts';
+import { fillWithZeroes, reservable } from '../../core/allocation.ts';
 import { bytesOf, setU64, viewOf } from '../../core/bytes.ts';
 import { SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
+import { stopIfAborted, type Working } from '../../core/working.ts';
 import { COPIED, offsetHi, offsetLo } from './entry.ts';
 import { encodeExtensions, encodeFeatureNames, type Extension } from './extensions.ts';
 import { encodeHeader, type Header } from './header.ts';
@@ -106,13 +107,13 @@ function planned(options: Qcow2CreateOptions): Parameters<typeof planImage>[0] {
 /**
  * Writes a new image into the empty `storage`, and prepares the empty `dataFile` where the image has one. The image
  * reads as zeroes, or as its backing file.
- * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, NO_SPACE, UNSUPPORTED
+ * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, NO_SPACE, UNSUPPORTED, ABORTED
  */
 export async function createQcow2(
   storage: Storage,
   options: Qcow2CreateOptions,
   dataFile: Storage | null = null,
-  signal?: AbortSignal,
+  working: Working = {},
 ): Promise<void> {
   checkCreateOptions(options);
   const plan = planImage(planned(options));
@@ -125,9 +126,9 @@ export async function createQcow2(
       `the device has ${String(storage.size)} bytes; the image needs ${String(plan.length)}`,
     );
   } else await storage.zero(0, plan.data.at * clusterSize || plan.used * clusterSize);
-  await allocateData(storage, plan, options, dataFile, signal);
+  await allocateData(storage, plan, options, dataFile, working);
   await writeRefcounts(storage, plan);
-  await writeL2Tables(storage, plan, options, signal);
+  await writeL2Tables(storage, plan, options, working);
   await writeL1(storage, plan);
   await storage.write(first, 0);
 }
@@ -138,13 +139,13 @@ async function allocateData(
   plan: Plan,
   options: Qcow2CreateOptions,
   dataFile: Storage | null,
-  signal: AbortSignal | undefined,
+  working: Working,
 ): Promise<void> {
   const { clusterSize } = plan.geometry;
   const target = dataFile ?? storage;
   const at = dataFile === null ? plan.data.at * clusterSize : 0;
   const length = dataFile === null ? plan.data.clusters * clusterSize : options.size;
-  if (dataFile !== null) await dataFile.resize(options.size);
+  if (dataFile !== null) await prepareDataFile(dataFile, options.size);
   if (length === 0) return;
   switch (options.preallocation) {
     case 'falloc':
@@ -155,14 +156,25 @@ async function allocateData(
     case 'full':
       // Metadata too: its clusters are not filled, and no hole or merely reserved block is to be left in the file.
       if (target === storage && storage.can.resize) {
-        await reservable(storage).writePhysicalZeroes(0, plan.length, signal);
-      } else await reservable(target).writePhysicalZeroes(at, length, signal);
+        await fillWithZeroes(storage, 0, plan.length, working);
+      } else await fillWithZeroes(target, at, length, working);
       break;
     default:
   }
   // What a device held before would show through mapped clusters.
   if (!target.can.resize && plan.data.clusters > 0 && options.preallocation !== 'full')
     await target.zero(at, length);
+}
+
+/** @throws SpindleError NO_SPACE when a device is too small */
+async function prepareDataFile(dataFile: Storage, size: number): Promise<void> {
+  if (dataFile.can.resize) await dataFile.resize(size);
+  else if (dataFile.size < size) {
+    throw new SpindleError(
+      'NO_SPACE',
+      `the data file has ${String(dataFile.size)} bytes; the image needs ${String(size)}`,
+    );
+  }
 }
 
 /** Bytes that are prepared before they are written. */
@@ -217,7 +229,7 @@ async function writeL2Tables(
   storage: Storage,
   plan: Plan,
   options: Qcow2CreateOptions,
-  signal: AbortSignal | undefined,
+  working: Working,
 ): Promise<void> {
   const { clusterSize, l2EntrySize } = plan.geometry;
   const start = plan.l2.at * clusterSize;
@@ -228,7 +240,7 @@ async function writeL2Tables(
   const view = viewOf(chunk);
   let cluster = 0;
   for (let at = start; at < end; at += chunk.length) {
-    signal?.throwIfAborted();
+    stopIfAborted(working.signal);
     const length = Math.min(chunk.length, end - at);
     for (let i = 0; i < length; i += l2EntrySize, cluster++) {
       const offset = (plan.data.at + cluster) * clusterSize;

@@ -220,11 +220,7 @@ export function checkGeometry(header: Header, purpose: Purpose): void {
   }
   checkRefcountTable(header, clusterSize, purpose);
   if (header.nbSnapshots > Limit.SNAPSHOTS && purpose !== 'check') {
-    throw bad(
-      'LIMIT',
-      'nbSnapshots',
-      `${String(header.nbSnapshots)} snapshots; the format allows 65536`,
-    );
+    throw bad('LIMIT', 'nbSnapshots', `${String(header.nbSnapshots)} snapshots; the format allows 65536`);
   }
   // The offset counts even where there is no snapshot.
   if (!isAligned(header.snapshotsOffset, clusterSize) && purpose !== 'check') {

@@ -222,30 +222,43 @@ async function readBitmaps(
   if (place.directoryOffset + place.directorySize > storage.size) throw bad('runs past the end of the file');
   const bytes = await readAvailable(storage, place.directoryOffset, place.directorySize);
   const entries = decodeDirectory(bytes, place.directoryOffset, place.count, clusterSize, size);
-  for (const entry of entries) {
-    if ((entry.flags & BitmapFlag.IN_USE) === 0) await checkBitmapTable(storage, entry, clusterSize);
-  }
+  await checkBitmapTables(
+    storage,
+    entries.filter((entry) => (entry.flags & BitmapFlag.IN_USE) === 0),
+    clusterSize,
+  );
   return entries;
 }
 
 /** Bytes of a bitmap table that are read at a time. */
 const BITMAP_TABLE_READ = 1024 * 1024;
 
-async function checkBitmapTable(storage: Storage, entry: BitmapEntry, clusterSize: number): Promise<void> {
-  const length = entry.tableSize * TABLE_ENTRY;
-  for (let done = 0; done < length; done += BITMAP_TABLE_READ) {
-    const at = entry.tableOffset + done;
-    const view = viewOf(await readAvailable(storage, at, Math.min(BITMAP_TABLE_READ, length - done)));
-    for (let i = 0; i + TABLE_ENTRY <= view.byteLength; i += TABLE_ENTRY) {
-      const hi = view.getUint32(i);
-      const lo = view.getUint32(i + 4);
-      if (bitmapReserved(hi, lo) || !isAligned(offsetOf(hi, lo), clusterSize)) {
-        throw formatError('BAD_BITMAP', 'bitmap table', `bitmap '${entry.name}' has a bad entry`, {
-          offset: at + i,
-        });
+/**
+ * Checks the entries of all bitmap tables, each byte of the file once: thousands of bitmaps may claim the same table, and
+ * opening an image must not read it thousands of times.
+ */
+async function checkBitmapTables(
+  storage: Storage,
+  bitmaps: readonly BitmapEntry[],
+  clusterSize: number,
+): Promise<void> {
+  const tables = [...bitmaps].sort((a, b) => a.tableOffset - b.tableOffset);
+  let done = 0;
+  for (const { name, tableOffset, tableSize } of tables) {
+    const end = Math.min(tableOffset + tableSize * TABLE_ENTRY, alignDown(storage.size, TABLE_ENTRY));
+    // Past the end of the file everything is zero, so valid.
+    for (done = Math.max(done, tableOffset); done < end; done += BITMAP_TABLE_READ) {
+      const view = viewOf(await readAvailable(storage, done, Math.min(BITMAP_TABLE_READ, end - done)));
+      for (let i = 0; i + TABLE_ENTRY <= view.byteLength; i += TABLE_ENTRY) {
+        const hi = view.getUint32(i);
+        const lo = view.getUint32(i + 4);
+        if (bitmapReserved(hi, lo) || !isAligned(offsetOf(hi, lo), clusterSize)) {
+          throw formatError('BAD_BITMAP', 'bitmap table', `bitmap '${name}' has a bad entry`, {
+            offset: done + i,
+          });
+        }
       }
     }
-    // Past the end of the file everything is zero, so valid.
-    if (view.byteLength < BITMAP_TABLE_READ) break;
+    done = Math.max(tableOffset, Math.min(done, end));
   }
 }

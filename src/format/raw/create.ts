@@ -1,19 +1,20 @@
-import { reservable } from '../../core/allocation.ts';
+import { fillWithZeroes, reservable } from '../../core/allocation.ts';
 import { SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
+import type { Working } from '../../core/working.ts';
 
 /** The preallocation modes of raw images. */
 export type RawPreallocation = 'off' | 'falloc' | 'full';
 
 /**
  * Makes the empty `storage` a raw image of `size` bytes that reads as zeroes.
- * @throws SpindleError NO_SPACE, UNSUPPORTED
+ * @throws SpindleError NO_SPACE, UNSUPPORTED, ABORTED
  */
 export async function createRaw(
   storage: Storage,
   size: number,
   preallocation: RawPreallocation,
-  signal?: AbortSignal,
+  working: Working = {},
 ): Promise<void> {
   if (!storage.can.resize) {
     // A block device has the size that it has, and holds whatever it held.
@@ -23,11 +24,11 @@ export async function createRaw(
         `the device has ${String(storage.size)} bytes; the image needs ${String(size)}`,
       );
     }
-    if (preallocation === 'full') await reservable(storage).writePhysicalZeroes(0, size, signal);
+    if (preallocation === 'full') await fillWithZeroes(storage, 0, size, working);
     return;
   }
   await storage.resize(size);
   if (size === 0) return;
   if (preallocation === 'falloc') await reservable(storage).reserve(0, size);
-  if (preallocation === 'full') await reservable(storage).writePhysicalZeroes(0, size, signal);
+  if (preallocation === 'full') await fillWithZeroes(storage, 0, size, working);
 }

@@ -1,3 +1,4 @@
+import { isAligned } from '../../../core/align.ts';
 import { alignDown, alignUp } from '../../../core/align.ts';
 import { hex } from '../../../core/bytes.ts';
 import type { CheckContext } from './context.ts';
@@ -36,7 +37,7 @@ export function explainOverlaps(context: CheckContext, tables: L2Tables, offsets
   }
   for (const offset of offsets) {
     if (!log.wanted) return;
-    if (offset % clusterSize !== 0 || context.isBeyondEnd(offset, clusterSize)) continue;
+    if (!isAligned(offset, clusterSize) || context.isBeyondEnd(offset, clusterSize)) continue;
     if (references.get(offset / clusterSize) > tables.references(offset)) explain(offset / clusterSize);
   }
 }
