@@ -27,8 +27,18 @@ function resolved(symbol: ts.Symbol): ts.Symbol {
   return (symbol.flags & ts.SymbolFlags.Alias) !== 0 ? checker.getAliasedSymbol(symbol) : symbol;
 }
 
+/** Whether a symbol has a docblock: words, or a tag that says something. */
 function documented(symbol: ts.Symbol): boolean {
-  return resolved(symbol).getDocumentationComment(checker).length > 0;
+  const target = resolved(symbol);
+  if (target.getDocumentationComment(checker).length > 0) return true;
+  if (target.getJsDocTags(checker).some(({ text }) => text !== undefined && text.length > 0)) return true;
+  // Names that are taken out of a value share the docblock of their statement.
+  return (target.declarations ?? []).some((declaration) => {
+    let node: ts.Node = declaration;
+    while (ts.isBindingElement(node) || ts.isObjectBindingPattern(node) || ts.isVariableDeclaration(node))
+      node = node.parent;
+    return ts.isVariableDeclarationList(node) && ts.getJSDocCommentsAndTags(node.parent).length > 0;
+  });
 }
 
 describe('documentation', () => {
