@@ -1,9 +1,8 @@
 // Compiles src to dist: the library file by file (with types), the command line as one CommonJS file a verb, because
 // Node starts a bundled CommonJS file fastest and every verb should load only its own code.
-import { rmSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { root, run } from './common.mjs';
-import { readdirSync } from 'node:fs';
 
 rmSync(join(root, 'dist'), { recursive: true, force: true });
 rmSync(join(root, '.cache', 'build.tsbuildinfo'), { force: true });
@@ -12,6 +11,16 @@ run(process.execPath, [
   '-p',
   join(root, '.dev', 'tsconfig.build.json'),
 ]);
+
+// The compiler turns './x.ts' into './x.js' in programs, not in declarations.
+for (const name of readdirSync(join(root, 'dist'), { recursive: true })) {
+  if (!name.endsWith('.d.ts')) continue;
+  const path = join(root, 'dist', name);
+  writeFileSync(
+    path,
+    readFileSync(path, 'utf8').replace(/(from '|import\(")(\.[^'"]+)\.ts(['"])/g, '$1$2.js$3'),
+  );
+}
 
 const { build } = await import('esbuild');
 const commands = readdirSync(join(root, 'src', 'cli', 'command')).map((name) => `src/cli/command/${name}`);

@@ -1,29 +1,12 @@
 /**
  * Spindle: raw and qcow2 disk images, natively.
  *
- * `create`, `info`, `map` and `check` are the operations of the command line. `openImageFile` gives the disk of an image
- * as a {@link Storage}; the storages and layers make and wrap such storages.
+ * `create`, `info`, `map` and `checkFile` are the operations of the command line. `openImageFile` gives the disk of an
+ * image as a {@link Storage}; the storages and layers make and wrap such storages.
  * @module
  */
-export { ALLOCATION_POLICIES, type AllocationPolicy, type Reservable } from './core/allocation.ts';
-export type { Codec } from './core/codec.ts';
-export {
-  isSpindleError,
-  SpindleError,
-  type ErrorCode,
-  type ErrorDetails,
-  type ErrorPlace,
-} from './core/errors.ts';
-export { ExtentFlag, type Extent, type HostExtent } from './core/extent.ts';
-export { formatSize, parseSize } from './core/size.ts';
-export { ReadOnlyStorage, type Storage, type StorageCan, type ZeroOptions } from './core/storage.ts';
-export type { FormatDriver, Mapping, DataMapping } from './format/driver.ts';
-export { denyAll, type Gate, type Opened, type Reference } from './format/gate.ts';
-export type { Image } from './format/image.ts';
-export { openImage, probeFormat, type Format, type OpenOptions } from './format/open.ts';
-export type { Snapshot } from './format/qcow2/snapshot.ts';
-export { addonStatus, type AddonStatus } from './native/binding.ts';
-export { nodeCodec } from './native/codec.ts';
+
+// operations
 export {
   create,
   type Created,
@@ -31,8 +14,6 @@ export {
   type Preallocation,
   type Qcow2Options,
 } from './op/create.ts';
-export { fileGate, type FileGateOptions } from './op/file-gate.ts';
-export { type HostUsage } from './op/host-usage.ts';
 export {
   info,
   infoChain,
@@ -42,8 +23,55 @@ export {
   type Qcow2Info,
 } from './op/info.ts';
 export { infoJson, type Json } from './op/info-json.ts';
+export type { HostUsage } from './op/host-usage.ts';
 export { map, type MapEntry, type MapOptions } from './op/map.ts';
-export { openImageFile, type OpenFileOptions } from './op/open.ts';
+export { checkFile } from './op/check-file.ts';
+export { checkExitCode, checkJson, type CheckJson } from './op/check.ts';
+export type { CheckOptions, CheckResult } from './format/qcow2/check/check.ts';
+export type { CheckProblem, ProblemCode, ProblemKind, RepairKind } from './format/qcow2/check/problem.ts';
 export { listSnapshots } from './op/snapshots.ts';
+export type { Snapshot } from './format/qcow2/snapshot.ts';
+export type { Working } from './core/working.ts';
+
+// images
+export { openImageFile, type OpenFileOptions } from './op/open.ts';
+export { fileGate, type FileGateOptions } from './op/file-gate.ts';
+export { openImage, probeFormat, type Format, type OpenOptions } from './format/open.ts';
+export { denyAll, type Gate, type Opened, type Reference } from './format/gate.ts';
+export type { Image } from './format/image.ts';
+export type { DataMapping, FormatDriver, Mapping } from './format/driver.ts';
+export { nodeCodec } from './native/codec.ts';
+export type { Codec } from './core/codec.ts';
+
+// storages
+export { ReadOnlyStorage, type Storage, type StorageCan, type ZeroOptions } from './core/storage.ts';
+export { ExtentFlag, type Extent, type HostExtent } from './core/extent.ts';
+export { ALLOCATION_POLICIES, type AllocationPolicy, type Reservable } from './core/allocation.ts';
 export { FileStorage, openFile, type FileOptions } from './storage/file.ts';
 export { MemoryStorage, type MemoryOptions } from './storage/memory.ts';
+export { lockImage, type ImageLock, type LockUse } from './storage/lock.ts';
+
+// layers
+export { checked } from './layer/checked.ts';
+export { fault, type Fault, type FaultLayer, type FaultOperation, type FaultOptions } from './layer/fault.ts';
+export { readOnly } from './layer/readonly.ts';
+export {
+  trace,
+  type TraceLayer,
+  type TraceOperation,
+  type TraceOptions,
+  type TraceRecord,
+} from './layer/trace.ts';
+export { window, type WindowOptions } from './layer/window.ts';
+
+// the rest
+export {
+  isSpindleError,
+  SpindleError,
+  type ErrorCode,
+  type ErrorDetails,
+  type ErrorPlace,
+} from './core/errors.ts';
+export { formatSize, parseSize } from './core/size.ts';
+export { addonStatus, type AddonStatus } from './native/binding.ts';
+export type { ZeroReport } from './native/types.ts';

@@ -2,7 +2,7 @@ import { alignUp } from '../core/align.ts';
 import { SpindleError } from '../core/errors.ts';
 import { besideImage, localName } from '../core/path.ts';
 import { Qcow2Driver } from '../format/qcow2/driver.ts';
-import { DiskImage } from '../format/image.ts';
+import { DiskImage } from '../format/disk-image.ts';
 import type { Format } from '../format/open.ts';
 import { BitmapFlag, Autoclear, Compatible, CryptMethod, Incompatible } from '../format/qcow2/layout.ts';
 import type { LuksHeader } from '../format/qcow2/luks.ts';

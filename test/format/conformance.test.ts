@@ -1,7 +1,8 @@
 // Every format is a storage, and behaves like one.
 import { rmSync, writeFileSync } from 'node:fs';
 import { READ_ONLY } from '../../src/core/storage.ts';
-import { DiskImage, type Image } from '../../src/format/image.ts';
+import { DiskImage } from '../../src/format/disk-image.ts';
+import type { Image } from '../../src/format/image.ts';
 import type { Qcow2CreateOptions } from '../../src/format/qcow2/create.ts';
 import { RawDriver } from '../../src/format/raw/driver.ts';
 import { openImageFile } from '../../src/op/open.ts';

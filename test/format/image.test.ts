@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { SpindleError } from '../../src/core/errors.ts';
 import type { Storage } from '../../src/core/storage.ts';
 import { denyAll, type Gate } from '../../src/format/gate.ts';
-import { DiskImage } from '../../src/format/image.ts';
+import { DiskImage } from '../../src/format/disk-image.ts';
 import { openImage } from '../../src/format/open.ts';
 import { createQcow2, QCOW2_DEFAULTS } from '../../src/format/qcow2/create.ts';
 import { RawDriver } from '../../src/format/raw/driver.ts';

@@ -1,4 +1,5 @@
-import { DiskImage, type Image } from '../../src/format/image.ts';
+import { DiskImage } from '../../src/format/disk-image.ts';
+import type { Image } from '../../src/format/image.ts';
 import { createQcow2, QCOW2_DEFAULTS, type Qcow2CreateOptions } from '../../src/format/qcow2/create.ts';
 import { Qcow2Driver } from '../../src/format/qcow2/driver.ts';
 import { readMetadata } from '../../src/format/qcow2/metadata.ts';

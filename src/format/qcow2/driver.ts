@@ -119,7 +119,7 @@ export class Qcow2Driver extends ReadOnlyDriver {
     const { clusterSize } = this.metadata.geometry;
     const index = Math.floor(inTable / clusterSize);
     const within = offsetIn(at, clusterSize);
-    return mapRun(this.#rules, slice.view, slice.first, index, Math.floor(at / clusterSize), within, length);
+    return mapRun(this.#rules, { ...slice, index, cluster: Math.floor(at / clusterSize), within, length });
   }
 
   #mapping(run: ClusterRun): Mapping {
@@ -158,7 +158,7 @@ export class Qcow2Driver extends ReadOnlyDriver {
     const l1Index = Math.floor(at / l1Coverage);
     const index = Math.floor((at - l1Index * l1Coverage) / clusterSize);
     const slice = await this.#tables.slice(this.#l1.l2Offset(l1Index), index);
-    const place = compressedAt(this.#rules, slice.view, slice.first, index, Math.floor(at / clusterSize));
+    const place = compressedAt(this.#rules, { ...slice, index, cluster: Math.floor(at / clusterSize) });
     try {
       const cluster = await this.#compressed.read(place);
       into.set(cluster.subarray(within, within + into.length));

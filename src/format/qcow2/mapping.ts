@@ -20,36 +20,33 @@ export interface ClusterRun {
   readonly host: number;
 }
 
-/**
- * The first run of one kind in an L2 table. `view` holds entries of the table from number `first` on; `cluster` is the
- * guest cluster number, `index` its entry in the table, `within` the offset asked for inside that cluster. The run ends
- * at the end of `view` at the latest and is not longer than `length`.
- * @throws SpindleError BAD_ENTRY, LIMIT
- */
-export function mapRun(
-  rules: MappingRules,
-  view: DataView,
-  first: number,
-  index: number,
-  cluster: number,
-  within: number,
-  length: number,
-): ClusterRun {
-  return rules.geometry.extendedL2
-    ? mapExtended(rules, view, first, index, cluster, within, length)
-    : mapStandard(rules, view, first, index, cluster, within, length);
+/** What is asked of an L2 table. */
+export interface Asked {
+  /** Entries of the table, from number `first` on. */
+  readonly view: DataView;
+  readonly first: number;
+  /** The number of the entry in its table. */
+  readonly index: number;
+  /** The guest cluster that the entry is for. */
+  readonly cluster: number;
+  /** Bytes between the start of the cluster and the first byte asked for. */
+  readonly within: number;
+  /** Bytes asked for. */
+  readonly length: number;
 }
 
-function mapStandard(
-  rules: MappingRules,
-  view: DataView,
-  first: number,
-  index: number,
-  cluster: number,
-  within: number,
-  length: number,
-): ClusterRun {
+/**
+ * The first run of one kind in an L2 table: it ends with `length` or with the entries at hand.
+ * @throws SpindleError BAD_ENTRY, LIMIT
+ */
+export function mapRun(rules: MappingRules, asked: Asked): ClusterRun {
+  return rules.geometry.extendedL2 ? mapExtended(rules, asked) : mapStandard(rules, asked);
+}
+
+function mapStandard(rules: MappingRules, asked: Asked): ClusterRun {
   const { clusterSize } = rules.geometry;
+  const { view, first, index, within, length } = asked;
+  let { cluster } = asked;
   const last = view.byteLength;
   let at = (index - first) * 8;
   const hi = view.getUint32(at);
@@ -109,16 +106,10 @@ function hostOf(
   return host;
 }
 
-function mapExtended(
-  rules: MappingRules,
-  view: DataView,
-  first: number,
-  index: number,
-  cluster: number,
-  within: number,
-  length: number,
-): ClusterRun {
+function mapExtended(rules: MappingRules, asked: Asked): ClusterRun {
   const { subclusterSize } = rules.geometry;
+  const { view, first, index, within, length } = asked;
+  let { cluster } = asked;
   const start = subclusterRun(
     rules,
     view,
@@ -177,11 +168,9 @@ function subclusterKind(zeros: number, data: number, index: number): ClusterRun[
 /** Where the compressed cluster at an entry lies. @throws SpindleError BAD_ENTRY */
 export function compressedAt(
   rules: MappingRules,
-  view: DataView,
-  first: number,
-  index: number,
-  cluster: number,
+  asked: Pick<Asked, 'view' | 'first' | 'index' | 'cluster'>,
 ): { offset: number; length: number } {
+  const { view, first, index, cluster } = asked;
   const at = (index - first) * rules.geometry.l2EntrySize;
   const place = compressedPlace(view.getUint32(at), view.getUint32(at + 4), rules.geometry.clusterBits);
   if (place === null) throw badEntry(rules, cluster, 'a compressed cluster at 2^53 or more', 'LIMIT');
