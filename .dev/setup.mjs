@@ -7,10 +7,11 @@ const abi = `${process.platform}-${process.arch}-${process.versions.modules}`;
 const npm = process.platform === 'win32' ? 'npm.cmd' : 'npm';
 
 // Modules that compile on install (fs-ext) find the headers of this very Node, when it brought them.
-const prefix = dirname(dirname(process.execPath));
-const env = existsSync(join(prefix, 'include', 'node', 'node.h'))
-  ? { ...process.env, npm_config_nodedir: prefix }
-  : process.env;
+const prefix = [
+  dirname(dirname(process.execPath)),
+  join(dirname(dirname(process.execPath)), 'node_modules', `node-${process.platform}-${process.arch}`),
+].find((folder) => existsSync(join(folder, 'include', 'node', 'node.h')));
+const env = prefix === undefined ? process.env : { ...process.env, npm_config_nodedir: prefix };
 
 const installed = once('install', hashOf(['package.json', 'package-lock.json'], abi), () => {
   console.log('spindle: installing packages');
