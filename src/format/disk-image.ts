@@ -1,10 +1,15 @@
+import { alignDown, alignUp } from '../core/align.ts';
 import { SpindleError } from '../core/errors.ts';
 import { ExtentFlag, type Extent } from '../core/extent.ts';
+import { RangeLock } from '../core/range-lock.ts';
 import { readPadded } from '../core/read.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
-import type { FormatDriver, Mapping } from './driver.ts';
+import type { DataMapping, FormatDriver, FreshPlace, Mapping } from './driver.ts';
 import type { Image } from './image.ts';
 import { blockStatus } from './status.ts';
+
+/** Bytes of zeroes that are written at once. */
+const ZEROES = 1024 * 1024;
 
 /**
  * The executor: walks the backing chain and moves the bytes that the drivers locate. Closing it closes the storages
@@ -15,6 +20,12 @@ export class DiskImage implements Image {
   readonly storage: Storage;
   readonly backing: Image | null;
   readonly name: string | undefined;
+  readonly #lock = new RangeLock();
+  /**
+   * Whether guest data may move to another place while the image is open: then reading and changing the same range
+   * must exclude each other, or a reader could look where somebody else's data is by now.
+   */
+  readonly #moves: boolean;
   #closed = false;
 
   constructor(driver: FormatDriver, storage: Storage, backing: Image | null, name?: string) {
@@ -22,6 +33,7 @@ export class DiskImage implements Image {
     this.storage = storage;
     this.backing = backing;
     this.name = name;
+    this.#moves = driver.can.write && driver.granularity > 1;
   }
 
   get format(): string {
@@ -38,6 +50,11 @@ export class DiskImage implements Image {
 
   async read(into: Uint8Array, at: number): Promise<void> {
     this.#check(at, into.length);
+    if (!this.#moves) await this.#read(into, at);
+    else await this.#lock.run(at, into.length, 'shared', () => this.#read(into, at));
+  }
+
+  async #read(into: Uint8Array, at: number): Promise<void> {
     // Every part is awaited, also after a failure: none may still write to `into` once this has settled.
     const parts: Promise<void>[] = [];
     let failure: { readonly reason: unknown } | undefined;
@@ -63,8 +80,6 @@ export class DiskImage implements Image {
   #fetch(mapping: Mapping, part: Uint8Array, at: number): Promise<void> | null {
     switch (mapping.kind) {
       case 'data':
-        if (mapping.encrypted)
-          throw new SpindleError('ENCRYPTED', 'the data is encrypted and no secret was given');
         return readPadded(mapping.storage, part, mapping.at);
       case 'backing':
         if (this.backing !== null) return readPadded(this.backing, part, at);
@@ -80,21 +95,102 @@ export class DiskImage implements Image {
 
   async write(from: Uint8Array, at: number): Promise<void> {
     this.#check(at, from.length);
-    for (let done = 0; done < from.length;) {
-      const place = await this.driver.ensureData(at + done, from.length - done);
-      await place.storage.write(from.subarray(done, done + place.length), place.at);
-      done += place.length;
-    }
+    await this.#exclusive(at, from.length, async () => {
+      for (let done = 0; done < from.length;) done += await this.#writeSome(from.subarray(done), at + done);
+    });
   }
 
-  async zero(at: number, length: number, how?: ZeroOptions): Promise<void> {
+  async zero(at: number, length: number, how: ZeroOptions = {}): Promise<void> {
     this.#check(at, length);
-    if (length > 0) await this.driver.zero(at, length, how);
+    await this.#exclusive(at, length, async () => {
+      const { start, end } = this.#whole(at, length);
+      if (start < end && (await this.driver.zero(start, end - start, how))) {
+        await this.#writeZeroes(at, start - at, how);
+        await this.#writeZeroes(end, at + length - end, how);
+      } else await this.#writeZeroes(at, length, how);
+    });
   }
 
   async discard(at: number, length: number): Promise<void> {
     this.#check(at, length);
-    if (length > 0) await this.driver.discard(at, length);
+    await this.#exclusive(at, length, async () => {
+      const { start, end } = this.#whole(at, length);
+      if (start < end) await this.driver.discard(start, end - start);
+    });
+  }
+
+  /** The part of a range that is made of whole units of the format, the last of which may end with the disk. */
+  #whole(at: number, length: number): { readonly start: number; readonly end: number } {
+    const unit = this.driver.granularity;
+    const start = alignUp(at, unit);
+    const end = at + length === this.size ? this.size : alignDown(at + length, unit);
+    return { start: Math.min(start, at + length), end: Math.max(end, Math.min(start, at + length)) };
+  }
+
+  /** Runs `work` while nobody else reads or changes the units of the format that a range touches. */
+  async #exclusive(at: number, length: number, work: () => Promise<void>): Promise<void> {
+    if (length === 0) return;
+    const unit = this.driver.granularity;
+    const start = alignDown(at, unit);
+    const run = (): Promise<void> =>
+      work().catch((error: unknown) => {
+        throw this.#named(error);
+      });
+    if (!this.#moves) await run();
+    else await this.#lock.run(start, alignUp(at + length, unit) - start, 'exclusive', run);
+  }
+
+  /** Writes the start of `from`; returns how much. */
+  async #writeSome(from: Uint8Array, at: number): Promise<number> {
+    const place = await this.driver.ensureData(at, from.length);
+    const data = from.subarray(0, place.length);
+    if (place.fresh === undefined) {
+      await place.storage.write(data, place.at);
+      return place.length;
+    }
+    try {
+      await this.#fill(place, place.fresh, data, at);
+    } catch (error) {
+      await place.fresh.abandon();
+      throw error;
+    }
+    await place.fresh.commit();
+    return place.length;
+  }
+
+  /** Writes new clusters: the data, and around it what the guest range held up to now. */
+  async #fill(place: DataMapping, fresh: FreshPlace, data: Uint8Array, at: number): Promise<void> {
+    const head = at - fresh.start;
+    const tail = fresh.end - at - data.length;
+    if ((head === 0 && tail === 0) || (fresh.blank && fresh.clean)) {
+      await place.storage.write(data, place.at);
+      return;
+    }
+    const whole = new Uint8Array(fresh.end - fresh.start);
+    if (!fresh.blank) {
+      if (head > 0) await this.#read(whole.subarray(0, head), fresh.start);
+      if (tail > 0) await this.#read(whole.subarray(whole.length - tail), at + data.length);
+    }
+    whole.set(data, head);
+    await place.storage.write(whole, place.at - head);
+  }
+
+  /** Writes zeroes one by one where the range does not read as zeroes anyway. */
+  async #writeZeroes(at: number, length: number, how: ZeroOptions): Promise<void> {
+    for (let done = 0; done < length;) {
+      const status = await blockStatus(this, at + done, length - done);
+      if (!status.zero || (how.keepAllocated === true && !status.allocated)) {
+        if (how.fastOnly === true) {
+          throw new SpindleError('UNSUPPORTED', 'this range can only be zeroed by writing zeroes');
+        }
+        const zeroes = new Uint8Array(Math.min(status.length, ZEROES));
+        for (let part = 0; part < status.length;) {
+          const rest = zeroes.subarray(0, Math.min(zeroes.length, status.length - part));
+          part += await this.#writeSome(rest, at + done + part);
+        }
+      }
+      done += status.length;
+    }
   }
 
   async extent(at: number, length: number): Promise<Extent> {
@@ -110,7 +206,8 @@ export class DiskImage implements Image {
 
   async resize(size: number): Promise<void> {
     this.#check(0, 0);
-    await this.driver.resize(size);
+    if (!this.#moves) await this.driver.resize(size);
+    else await this.#lock.run(0, Infinity, 'exclusive', () => this.driver.resize(size));
   }
 
   async flush(): Promise<void> {
@@ -121,6 +218,8 @@ export class DiskImage implements Image {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    // What runs still uses the storages.
+    if (this.#moves) await this.#lock.run(0, Infinity, 'exclusive', () => Promise.resolve());
     const results = await Promise.allSettled([
       this.driver.close().then(() => this.storage.close()),
       this.backing?.close(),

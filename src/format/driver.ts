@@ -9,7 +9,10 @@ export type Mapping = { readonly length: number } & (
       readonly storage: Storage;
       /** Offset in `storage`. */
       readonly at: number;
-      /** The bytes are encrypted and no secret was given. */
+      /**
+       * The bytes are encrypted on the host: `storage` gives them in the clear, or fails with ENCRYPTED where no secret
+       * was given, and `at` must not be used with any other storage.
+       */
       readonly encrypted?: true;
     }
   | {
@@ -30,6 +33,23 @@ export interface DataMapping {
   readonly storage: Storage;
   readonly at: number;
   readonly length: number;
+  /** Present where the place is new, and what is around the range in its clusters has to be brought there. */
+  readonly fresh?: FreshPlace;
+}
+
+/** New clusters that nothing points to yet. */
+export interface FreshPlace {
+  /** The guest range of the clusters: it holds the range asked for, and ends with the disk at the latest. */
+  readonly start: number;
+  readonly end: number;
+  /** The guest range reads as zeroes up to now. */
+  readonly blank: boolean;
+  /** The place itself reads as zeroes. */
+  readonly clean: boolean;
+  /** Makes the tables point to the place. Only when all of its bytes are written. */
+  commit(): Promise<void>;
+  /** Gives the place up. */
+  abandon(): Promise<void>;
 }
 
 /**
@@ -59,7 +79,12 @@ export interface FormatDriver {
   readCompressed(into: Uint8Array, at: number): Promise<void>;
   /** Makes the start of the range writable in place. */
   ensureData(at: number, length: number): Promise<DataMapping>;
-  zero(at: number, length: number, how?: ZeroOptions): Promise<void>;
+  /**
+   * Makes a range of whole `granularity` units (or up to the end of the disk) read as zeroes; false where the format has
+   * no way to say so and zeroes have to be written.
+   */
+  zero(at: number, length: number, how?: ZeroOptions): Promise<boolean>;
+  /** Gives back the space of a range of whole `granularity` units, or up to the end of the disk. */
   discard(at: number, length: number): Promise<void>;
   resize(size: number): Promise<void>;
   flush(): Promise<void>;
@@ -85,7 +110,7 @@ export abstract class ReadOnlyDriver implements FormatDriver {
     return Promise.reject(this.#readOnly());
   }
 
-  zero(_at: number, _length: number, _how?: ZeroOptions): Promise<void> {
+  zero(_at: number, _length: number, _how?: ZeroOptions): Promise<boolean> {
     return Promise.reject(this.#readOnly());
   }
 

@@ -8,6 +8,8 @@ export interface Reference {
   readonly name: string;
   /** Format that the image records for it, if any. */
   readonly format: string | undefined;
+  /** The file is to be written to: only ever asked for a data file. */
+  readonly write: boolean;
   /** Name under which the image that asks was opened. */
   readonly from: string | undefined;
 }

@@ -84,6 +84,7 @@ export class FileStorage implements Storage {
   #running = 0;
   #closing: Promise<void> | undefined;
   #idle: (() => void) | undefined;
+  readonly #beforeClose: (() => void)[] = [];
 
   /** Takes over the descriptor. Use {@link openFile}. */
   constructor(path: string, opened: Opened, { can, fiemap }: Abilities, isNew: boolean) {
@@ -211,9 +212,15 @@ export class FileStorage implements Storage {
           this.#idle = resolve;
         });
       }
+      for (const work of this.#beforeClose) work();
       await closeDescriptor(this.#fd, this.path);
     })();
     return this.#closing;
+  }
+
+  /** Has `work` done right before the descriptor is closed. */
+  beforeClose(work: () => void): void {
+    this.#beforeClose.push(work);
   }
 
   /**

@@ -106,7 +106,13 @@ export async function lockImage(storage: FileStorage, how: LockUse): Promise<Ima
 function take(storage: FileStorage, bytes: readonly number[]): () => void {
   const { fd } = storage;
   const counts = held.get(storage) ?? new Map<number, number>();
-  held.set(storage, counts);
+  if (!held.has(storage)) {
+    held.set(storage, counts);
+    // Closing alone would not do: a child that this process starts holds the descriptor too, until it runs its program.
+    storage.beforeClose(() => {
+      if (counts.size > 0) native().unlockBytes(fd, [...counts.keys()]);
+    });
+  }
   try {
     native().lockBytes(
       fd,

@@ -214,3 +214,22 @@ async function failure(attempt: Promise<unknown>): Promise<SpindleError> {
   }
   throw new Error('it did not fail');
 }
+
+describe.runIf(addon)('locks of a closed storage', () => {
+  it('are gone, though a child process holds the descriptor', async () => {
+    const path = tempPath('forked');
+    writeFileSync(path, new Uint8Array(4096));
+    const first = await openFile(path, { write: true });
+    await lockImage(first, 'write');
+    // Every child does, between fork and exec.
+    const child = spawn('sleep', ['30'], { stdio: ['ignore', 'ignore', 'ignore', first.fd] });
+    try {
+      await first.close();
+      const second = await openFile(path, { write: true });
+      await lockImage(second, 'write');
+      await second.close();
+    } finally {
+      child.kill();
+    }
+  });
+});

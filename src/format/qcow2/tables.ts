@@ -4,7 +4,7 @@ import { formatError } from '../../core/errors.ts';
 import { Lru } from '../../core/lru.ts';
 import { readAvailable, readPadded } from '../../core/read.ts';
 import type { Storage } from '../../core/storage.ts';
-import { offsetOf, offsetTooLarge } from './entry.ts';
+import { COPIED, offsetHi, offsetLo, offsetOf, offsetTooLarge } from './entry.ts';
 import type { Geometry } from './geometry.ts';
 import { TABLE_ENTRY } from './layout.ts';
 
@@ -20,11 +20,22 @@ export interface L2Slice {
   readonly first: number;
 }
 
+/** Where L2 tables come from. */
+export interface L2Source {
+  /** The slice of the L2 table at host offset `table` that holds entry `index`; synchronous when it is in memory. */
+  slice(table: number, index: number): L2Slice | Promise<L2Slice>;
+}
+
+/** Bytes in which L2 tables are read. */
+export function sliceSizeOf(geometry: Geometry): number {
+  return Math.min(SLICE, geometry.clusterSize);
+}
+
 /**
  * Loads metadata tables of one image file: the only place that reads L1 and L2 tables. The slices are kept by host
  * offset, so an image and its internal snapshots share one cache.
  */
-export class Tables {
+export class Tables implements L2Source {
   readonly storage: Storage;
   readonly geometry: Geometry;
   readonly sliceSize: number;
@@ -33,11 +44,10 @@ export class Tables {
   constructor(storage: Storage, geometry: Geometry) {
     this.storage = storage;
     this.geometry = geometry;
-    this.sliceSize = Math.min(SLICE, geometry.clusterSize);
+    this.sliceSize = sliceSizeOf(geometry);
     this.#slices = new Lru({ budget: CACHE, cost: (view) => view.byteLength });
   }
 
-  /** The slice of the L2 table at host offset `table` that holds entry `index`; synchronous when it is in memory. */
   slice(table: number, index: number): L2Slice | Promise<L2Slice> {
     const perSlice = this.sliceSize / this.geometry.l2EntrySize;
     const number = Math.floor(index / perSlice);
@@ -105,6 +115,34 @@ export class L1Table {
       throw formatError('BAD_ENTRY', 'L1 entry', 'an L2 table that is not cluster aligned', { offset: at });
     }
     return offset;
+  }
+
+  /** The table with room for every entry in memory, for an image that is written to. */
+  static async readWhole(storage: Storage, offset: number, entries: number, clusterSize: number): Promise<L1Table> {
+    const bytes = new Uint8Array(entries * TABLE_ENTRY);
+    await readPadded(storage, bytes, offset);
+    return new L1Table(bytes, offset, entries, clusterSize);
+  }
+
+  /** Host offset of the table in bytes. */
+  get offset(): number {
+    return this.#offset;
+  }
+
+  /** Host offset of entry `index` in bytes. */
+  entryOffset(index: number): number {
+    return this.#offset + index * TABLE_ENTRY;
+  }
+
+  /** Whether the copied flag of entry `index` is set: its L2 table belongs to this L1 table alone. */
+  copied(index: number): boolean {
+    return index < this.#stored && this.#view.getUint32(index * TABLE_ENTRY) >= COPIED;
+  }
+
+  /** Points entry `index` to an L2 table; 0: to none. In memory only. */
+  set(index: number, offset: number): void {
+    this.#view.setUint32(index * TABLE_ENTRY, offset === 0 ? 0 : (offsetHi(offset) | COPIED) >>> 0);
+    this.#view.setUint32(index * TABLE_ENTRY + 4, offsetLo(offset));
   }
 
   /** The first number from `index` on whose entry is not zero, `limit` when there is none before it. */

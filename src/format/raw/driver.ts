@@ -55,9 +55,10 @@ export class RawDriver implements FormatDriver {
     return { storage: this.data, at, length };
   }
 
-  async zero(at: number, length: number, how?: ZeroOptions): Promise<void> {
+  async zero(at: number, length: number, how?: ZeroOptions): Promise<boolean> {
     await this.#reach(at + length);
     await this.data.zero(at, length, how);
+    return true;
   }
 
   async discard(at: number, length: number): Promise<void> {

@@ -1,0 +1,41 @@
+import { viewOf } from '../../../core/bytes.ts';
+import { isAligned } from '../../../core/align.ts';
+import { TABLE_ENTRY } from '../layout.ts';
+import type { Metadata } from '../metadata.ts';
+import { refcountBlockOffset } from '../refcount-table.ts';
+import type { L1Table } from '../tables.ts';
+import type { ClusterKinds } from './cluster-kinds.ts';
+
+/**
+ * Notes where the metadata of an image lies: what is known without reading more than is read at opening anyway.
+ * @throws SpindleError CORRUPT when structures overlap, BAD_ENTRY, LIMIT
+ */
+export function claimMetadata(
+  kinds: ClusterKinds,
+  metadata: Metadata,
+  l1: L1Table,
+  refcountTable: Uint8Array,
+): void {
+  const { header, geometry, known, snapshots, snapshotTableSize } = metadata;
+  const { clusterSize } = geometry;
+  kinds.claim(0, clusterSize, 'header');
+  kinds.claim(header.refcountTableOffset, refcountTable.length, 'refcount table');
+  kinds.claim(header.l1TableOffset, header.l1Size * TABLE_ENTRY, 'L1 table');
+  kinds.claim(header.snapshotsOffset, snapshotTableSize, 'snapshot table');
+  for (const { l1TableOffset, l1Size } of snapshots) {
+    kinds.claim(l1TableOffset, l1Size * TABLE_ENTRY, 'L1 table of a snapshot');
+  }
+  if (known.bitmaps !== undefined) {
+    kinds.claim(known.bitmaps.directoryOffset, known.bitmaps.directorySize, 'bitmap directory');
+  }
+  if (known.crypto !== undefined) kinds.claim(known.crypto.offset, known.crypto.length, 'encryption header');
+  const table = viewOf(refcountTable);
+  for (let index = 0; index * TABLE_ENTRY < table.byteLength; index++) {
+    const offset = refcountBlockOffset(table, index);
+    if (offset !== 0 && isAligned(offset, clusterSize)) kinds.claim(offset, clusterSize, 'refcount block');
+  }
+  for (let index = 0; index < l1.entries; index++) {
+    const offset = l1.l2Offset(index);
+    if (offset !== 0) kinds.claim(offset, clusterSize, 'L2 table');
+  }
+}

@@ -1,0 +1,174 @@
+import { viewOf } from '../../../core/bytes.ts';
+import type { Codec } from '../../../core/codec.ts';
+import { isSpindleError, SpindleError } from '../../../core/errors.ts';
+import type { Storage, StorageCan, ZeroOptions } from '../../../core/storage.ts';
+import type { DataMapping, FormatDriver, FreshPlace, Mapping } from '../../driver.ts';
+import { Qcow2Driver } from '../driver.ts';
+import { Autoclear, CryptMethod, HeaderOffset, Incompatible } from '../layout.ts';
+import type { Metadata } from '../metadata.ts';
+import { Qcow2Writer, type WriterOptions } from './writer.ts';
+
+/**
+ * Driver of a qcow2 image that is open for writing, alone: where bytes are is the business of the reading driver inside,
+ * where they go that of the writer; both look at the same tables.
+ */
+export class Qcow2WriteDriver implements FormatDriver {
+  readonly format = 'qcow2';
+  readonly granularity: number;
+  readonly data: Storage;
+  readonly can: StorageCan;
+  readonly metadata: Metadata;
+  readonly writer: Qcow2Writer;
+  readonly #storage: Storage;
+  readonly #reader: Qcow2Driver;
+  #broken: SpindleError | undefined;
+
+  private constructor(storage: Storage, metadata: Metadata, reader: Qcow2Driver, writer: Qcow2Writer) {
+    this.#storage = storage;
+    this.metadata = metadata;
+    this.#reader = reader;
+    this.writer = writer;
+    this.granularity = reader.granularity;
+    this.data = reader.data;
+    this.can = {
+      write: true,
+      resize: false,
+      zero: true,
+      discard: true,
+      extents: true,
+      direct: storage.can.direct,
+    };
+  }
+
+  /**
+   * Opens an image for writing. Nothing on disk changes but feature bits that would become untrue.
+   * @throws SpindleError CORRUPT, DIRTY, UNSUPPORTED before anything is changed; BAD_ENTRY, LIMIT
+   */
+  static async open(
+    storage: Storage,
+    metadata: Metadata,
+    dataFile: Storage | null,
+    codec: Codec,
+    options: WriterOptions,
+  ): Promise<Qcow2WriteDriver> {
+    refuse(metadata);
+    const writer = await Qcow2Writer.open(storage, metadata, dataFile, options);
+    const tables = { l1: writer.editor.l1, l2: writer.editor };
+    const reader = await Qcow2Driver.open(storage, metadata, dataFile, codec, tables);
+    await clearUnknownAutoclear(storage, metadata);
+    return new Qcow2WriteDriver(storage, metadata, reader, writer);
+  }
+
+  get size(): number {
+    return this.#reader.size;
+  }
+
+  sparseData(): Promise<boolean> {
+    return this.#reader.sparseData();
+  }
+
+  map(at: number, length: number): Mapping | Promise<Mapping> {
+    return this.#reader.map(at, length);
+  }
+
+  readCompressed(into: Uint8Array, at: number): Promise<void> {
+    return this.#reader.readCompressed(into, at);
+  }
+
+  async ensureData(at: number, length: number): Promise<DataMapping> {
+    const place = await this.#guarded(() => this.writer.ensureData(at, length));
+    return place.fresh === undefined ? place : { ...place, fresh: this.#guardedPlace(place.fresh) };
+  }
+
+  #guardedPlace(fresh: FreshPlace): FreshPlace {
+    return { ...fresh, commit: () => this.#guarded(() => fresh.commit()) };
+  }
+
+  zero(at: number, length: number, how: ZeroOptions = {}): Promise<boolean> {
+    return this.#guarded(() => this.writer.zero(at, length, how));
+  }
+
+  discard(at: number, length: number): Promise<void> {
+    return this.#guarded(() => this.writer.discard(at, length));
+  }
+
+  resize(_size: number): Promise<void> {
+    return Promise.reject(
+      new SpindleError('UNSUPPORTED', 'this version of spindle does not resize qcow2 images'),
+    );
+  }
+
+  flush(): Promise<void> {
+    return this.#guarded(() => this.writer.flush());
+  }
+
+  async close(): Promise<void> {
+    try {
+      if (this.#broken === undefined) await this.writer.close();
+    } finally {
+      await this.#reader.close();
+    }
+  }
+
+  /** Damage that shows while writing marks the image corrupt and ends all writing: the next write could do harm. */
+  async #guarded<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#broken !== undefined) throw this.#broken;
+    try {
+      return await work();
+    } catch (error) {
+      if (isSpindleError(error, 'CORRUPT') || isSpindleError(error, 'BAD_ENTRY')) {
+        this.#broken = error;
+        await markCorrupt(this.#storage, this.metadata).catch(() => undefined);
+      }
+      throw error;
+    }
+  }
+}
+
+/** @throws SpindleError CORRUPT, DIRTY, ENCRYPTED, UNSUPPORTED for an image that must not be written to as it is */
+function refuse(metadata: Metadata): void {
+  const { incompatible, cryptMethod } = metadata.header;
+  if ((incompatible.lo & Incompatible.CORRUPT) !== 0) {
+    throw new SpindleError(
+      'CORRUPT',
+      'the image is marked corrupt and must not be written to before it is repaired',
+    );
+  }
+  if ((incompatible.lo & Incompatible.DIRTY) !== 0) {
+    throw new SpindleError(
+      'DIRTY',
+      'the image was not closed by the program that wrote it last, and its refcounts may be wrong: repair it first',
+    );
+  }
+  if (cryptMethod !== CryptMethod.NONE) {
+    throw new SpindleError('UNSUPPORTED', 'this version of spindle does not write to encrypted images');
+  }
+  if (metadata.bitmaps.length > 0) {
+    throw new SpindleError(
+      'UNSUPPORTED',
+      'this version of spindle does not keep persistent bitmaps up to date, so it does not write to images that have them',
+    );
+  }
+}
+
+/** A program that does not know an autoclear feature has to say that it changed the image, by clearing its bit. */
+async function clearUnknownAutoclear(storage: Storage, metadata: Metadata): Promise<void> {
+  const { version, autoclear } = metadata.header;
+  if (version === 2) return;
+  const kept = (autoclear.lo & Autoclear.KNOWN) >>> 0;
+  if (autoclear.hi === 0 && kept === autoclear.lo) return;
+  const bytes = new Uint8Array(8);
+  viewOf(bytes).setUint32(4, kept);
+  await storage.write(bytes, HeaderOffset.autoclearFeatures);
+  await storage.flush();
+}
+
+/** Sets the corrupt bit. Version 2 has no place for it. */
+async function markCorrupt(storage: Storage, metadata: Metadata): Promise<void> {
+  if (metadata.header.version === 2) return;
+  const bytes = new Uint8Array(8);
+  viewOf(bytes).setUint32(0, metadata.header.incompatible.hi);
+  viewOf(bytes).setUint32(4, (metadata.header.incompatible.lo | Incompatible.CORRUPT) >>> 0);
+  await storage.write(bytes, HeaderOffset.incompatibleFeatures);
+  await storage.flush();
+}

@@ -1,0 +1,498 @@
+import { alignUp, isAligned, offsetIn } from '../../../core/align.ts';
+import { formatError, SpindleError } from '../../../core/errors.ts';
+import { Mutex } from '../../../core/mutex.ts';
+import { readPadded } from '../../../core/read.ts';
+import type { Storage, ZeroOptions } from '../../../core/storage.ts';
+import type { DataMapping, FreshPlace } from '../../driver.ts';
+import { COPIED, offsetHi, offsetLo, offsetOf, ZERO } from '../entry.ts';
+import { Incompatible } from '../layout.ts';
+import type { Metadata } from '../metadata.ts';
+import { L1Table, sliceSizeOf } from '../tables.ts';
+import { Allocator, type ClusterRun } from './allocator.ts';
+import { ClusterKinds } from './cluster-kinds.ts';
+import { claimMetadata } from './claim.ts';
+import { giveEntry, hasZeroFlag, isCompressed, isCopied, L2Editor, type L2Entry } from './l2-editor.ts';
+import { OrderedCache, Rank } from './ordered-cache.ts';
+import { Refcounts } from './refcounts.ts';
+
+/** Bytes of metadata kept in memory. */
+const CACHE = 32 * 1024 * 1024;
+/** The file grows in steps of this many bytes; what is too much is cut off at the end. */
+const GROWTH = 1024 * 1024;
+/** Bytes of new clusters that one request gets at once. */
+const MOST_FRESH = 4 * 1024 * 1024;
+/** Runs of freed clusters after which a flush is due. */
+const MOST_GIVEN = 100_000;
+/** All 32 subclusters. */
+const ALL = 0xffff_ffff;
+
+/** How a {@link Qcow2Writer} works. */
+export interface WriterOptions {
+  /** Something is below the image: what it does not hold is not zero. */
+  readonly backed: boolean;
+  /** Give the space of freed clusters back to the host. Default: yes. */
+  readonly punch?: boolean;
+  /** For tests: write metadata in the wrong order. */
+  readonly brokenOrder?: boolean;
+}
+
+/**
+ * Changes the metadata of one image: makes room for guest data, zeroes and discards. Everything runs under one mutex;
+ * guest data itself is moved by the executor, outside of it, between {@link ensureData} and its commit.
+ */
+export class Qcow2Writer {
+  readonly editor: L2Editor;
+  readonly allocator: Allocator;
+  readonly refcounts: Refcounts;
+  readonly cache: OrderedCache;
+  readonly kinds: ClusterKinds;
+  readonly mutex = new Mutex();
+  readonly #storage: Storage;
+  readonly #data: Storage;
+  readonly #metadata: Metadata;
+  readonly #external: boolean;
+  readonly #punch: boolean;
+  readonly #backed: boolean;
+  /** Bytes up to which the file was used when it was longest, and what it had from the start. */
+  #usedEnd: number;
+
+  private constructor(
+    storage: Storage,
+    metadata: Metadata,
+    dataFile: Storage | null,
+    l1: L1Table,
+    table: Uint8Array,
+    kinds: ClusterKinds,
+    options: WriterOptions,
+  ) {
+    const { geometry } = metadata;
+    this.#storage = storage;
+    this.#data = dataFile ?? storage;
+    this.#metadata = metadata;
+    this.#external = (metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0;
+    this.#punch = options.punch ?? true;
+    this.#backed = options.backed;
+    this.#usedEnd = storage.size;
+    this.kinds = kinds;
+    this.cache = new OrderedCache(storage, {
+      budget: CACHE,
+      unit: sliceSizeOf(geometry),
+      guard: (at, length, rank) => {
+        kinds.check(at, length, KIND_OF_RANK[rank]);
+      },
+      ...(options.brokenOrder === undefined ? {} : { brokenOrder: options.brokenOrder }),
+    });
+    const reach = (end: number): Promise<void> => this.#reach(end);
+    const host = { storage, geometry, cache: this.cache, kinds, reach };
+    this.refcounts = new Refcounts(host, metadata.header.refcountTableOffset, table);
+    this.allocator = new Allocator(this.refcounts);
+    this.editor = new L2Editor({ ...host, allocator: this.allocator }, l1);
+  }
+
+  /** The writer of an image that is open for writing, alone. @throws SpindleError CORRUPT when its tables overlap */
+  static async open(
+    storage: Storage,
+    metadata: Metadata,
+    dataFile: Storage | null,
+    options: WriterOptions,
+  ): Promise<Qcow2Writer> {
+    const { header, geometry } = metadata;
+    const { clusterSize } = geometry;
+    const l1 = await L1Table.readWhole(storage, header.l1TableOffset, header.l1Size, clusterSize);
+    const table = new Uint8Array(header.refcountTableClusters * clusterSize);
+    await readPadded(storage, table, header.refcountTableOffset);
+    const kinds = new ClusterKinds(clusterSize);
+    claimMetadata(kinds, metadata, l1, table);
+    return new Qcow2Writer(storage, metadata, dataFile, l1, table, kinds, options);
+  }
+
+  async #reach(end: number): Promise<void> {
+    this.#usedEnd = Math.max(this.#usedEnd, end);
+    if (end <= this.#storage.size) return;
+    if (!this.#storage.can.resize) {
+      throw new SpindleError('NO_SPACE', `the device is full: it has ${String(this.#storage.size)} bytes`);
+    }
+    await this.#storage.resize(alignUp(end, GROWTH));
+  }
+
+  /** Makes the start of a guest range writable. @throws SpindleError NO_SPACE, LIMIT, BAD_ENTRY, CORRUPT */
+  ensureData(at: number, length: number): Promise<DataMapping> {
+    return this.mutex.run(async () => {
+      await this.#makeRoom();
+      return this.#metadata.geometry.extendedL2
+        ? this.#ensureExtended(at, length)
+        : this.#ensureStandard(at, length);
+    });
+  }
+
+  /** Flushes when memory is full of changes, or much is waiting to become free. */
+  async #makeRoom(): Promise<void> {
+    if (this.cache.full || this.allocator.pending > MOST_GIVEN) await this.#flush();
+  }
+
+  async #ensureStandard(at: number, length: number): Promise<DataMapping> {
+    const { clusterSize, l2Entries } = this.#metadata.geometry;
+    const first = Math.floor(at / clusterSize);
+    const within = offsetIn(at, clusterSize);
+    const most = Math.min(
+      Math.ceil((within + length) / clusterSize),
+      l2Entries - (first % l2Entries),
+      Math.max(1, Math.floor(MOST_FRESH / clusterSize)),
+    );
+    const entry = await this.editor.entry(first);
+    this.#checkEntry(entry, first);
+    const host = this.#hostOf(entry, first);
+    if (host !== null && isCopied(entry)) {
+      // The place is this image's own: data is written over, allocated zeroes become data.
+      const zero = hasZeroFlag(entry);
+      let count = 1;
+      while (count < most) {
+        const next = await this.editor.entry(first + count);
+        this.#checkEntry(next, first + count);
+        const nextHost = this.#hostOf(next, first + count);
+        if (nextHost !== host + count * clusterSize || !isCopied(next) || hasZeroFlag(next) !== zero) break;
+        count++;
+      }
+      const bytes = Math.min(length, count * clusterSize - within);
+      const place = { storage: this.#data, at: host + within, length: bytes };
+      await this.#reachData(host, count * clusterSize);
+      if (!zero) return place;
+      const used = Math.ceil((within + bytes) / clusterSize);
+      const zeroes = Array.from({ length: used }, () => entry);
+      return {
+        ...place,
+        fresh: this.#fresh(first, { start: host / clusterSize, count: used }, false, zeroes),
+      };
+    }
+    // New clusters, as many as the request spans and as lie together.
+    const old: L2Entry[] = [entry];
+    while (old.length < most) {
+      const next = await this.editor.entry(first + old.length);
+      this.#checkEntry(next, first + old.length);
+      if (this.#hostOf(next, first + old.length) !== null && isCopied(next)) break;
+      old.push(next);
+    }
+    const { run, clean } = await this.#takeData(first, old.length);
+    const used = old.slice(0, run.count);
+    const bytes = Math.min(length, run.count * clusterSize - within);
+    return {
+      storage: this.#data,
+      at: run.start * clusterSize + within,
+      length: bytes,
+      fresh: this.#fresh(first, run, clean, used),
+    };
+  }
+
+  /** Clusters for guest data: new ones, or their fixed places in an external data file. */
+  async #takeData(
+    first: number,
+    most: number,
+  ): Promise<{ readonly run: ClusterRun; readonly clean: boolean }> {
+    const { clusterSize } = this.#metadata.geometry;
+    if (this.#external) {
+      await this.#reachData(first * clusterSize, most * clusterSize);
+      return { run: { start: first, count: most }, clean: false };
+    }
+    const end = this.#usedEnd;
+    const run = await this.allocator.take(most);
+    const at = run.start * clusterSize;
+    try {
+      await this.#reachData(at, run.count * clusterSize);
+    } catch (error) {
+      await this.allocator.takeBack(run);
+      throw error;
+    }
+    // What lies past all that was ever used is a hole of the file.
+    return { run, clean: at >= end && this.#storage.can.resize };
+  }
+
+  /** New places for standard clusters from number `first` on: `run` of the host; `old` are the entries they replace. */
+  #fresh(first: number, run: ClusterRun, clean: boolean, old: readonly L2Entry[]): FreshPlace {
+    const { geometry, size } = this.#metadata;
+    const { clusterSize } = geometry;
+    return {
+      start: first * clusterSize,
+      end: Math.min((first + run.count) * clusterSize, size),
+      blank: old.every((entry) => this.#isBlank(entry)),
+      clean,
+      commit: () =>
+        this.mutex.run(async () => {
+          this.cache.noteWritten();
+          await this.editor.ensureTable(first);
+          for (let i = 0; i < run.count; i++) {
+            await this.editor.set(first + i, pointTo((run.start + i) * clusterSize, 0, 0));
+          }
+          for (const entry of old) this.#giveUp(entry, run, clusterSize);
+        }),
+      abandon: () =>
+        this.mutex.run(async () => {
+          if (!this.#reuses(old, run) && !this.#external) await this.allocator.takeBack(run);
+        }),
+    };
+  }
+
+  /** Whether a run is the place that its entries point to already. */
+  #reuses(old: readonly L2Entry[], run: ClusterRun): boolean {
+    const [entry] = old;
+    if (entry === undefined || isCompressed(entry)) return false;
+    return offsetOf(entry.hi, entry.lo) === run.start * this.#metadata.geometry.clusterSize;
+  }
+
+  /** Gives back what a replaced entry pointed to, unless it is the very place that replaces it. */
+  #giveUp(entry: L2Entry, run: ClusterRun, clusterSize: number): void {
+    if (this.#external && !isCompressed(entry)) return;
+    const host = offsetOf(entry.hi, entry.lo) / clusterSize;
+    if (!isCompressed(entry) && host >= run.start && host < run.start + run.count) return;
+    giveEntry(entry, this.#metadata.geometry, this.allocator);
+  }
+
+  /** Whether a standard cluster reads as zeroes. */
+  #isBlank(entry: L2Entry): boolean {
+    if (isCompressed(entry)) return false;
+    return hasZeroFlag(entry) || (!this.#backed && offsetOf(entry.hi, entry.lo) === 0 && !isCopied(entry));
+  }
+
+  /** Where an entry points to, null for nowhere. Compressed clusters have no place of their own. */
+  #hostOf(entry: L2Entry, cluster: number): number | null {
+    if (isCompressed(entry)) return null;
+    const offset = offsetOf(entry.hi, entry.lo);
+    if (offset === 0) return this.#external && cluster === 0 && isCopied(entry) ? 0 : null;
+    return offset;
+  }
+
+  /** @throws SpindleError BAD_ENTRY for what the format does not allow: nothing may be written on the word of it */
+  #checkEntry(entry: L2Entry, cluster: number): void {
+    const { clusterSize, extendedL2 } = this.#metadata.geometry;
+    const bad = (message: string): SpindleError =>
+      formatError('BAD_ENTRY', 'L2 entry', `guest offset ${String(cluster * clusterSize)}: ${message}`);
+    const offset = offsetOf(entry.hi, entry.lo);
+    if (isCompressed(entry)) {
+      if (this.#external) throw bad('a compressed cluster in an image with an external data file');
+      return;
+    }
+    if (!isAligned(offset, clusterSize)) throw bad('a host offset that is not cluster aligned');
+    if (this.#external && offset !== 0 && offset !== cluster * clusterSize) {
+      throw bad('host and guest offset differ in an image with an external data file');
+    }
+    if (this.#metadata.header.version === 2 && hasZeroFlag(entry))
+      throw bad('a zero cluster, which version 2 does not have');
+    if (
+      extendedL2 &&
+      ((entry.zeros & entry.data) !== 0 || (offset === 0 && !this.#external && entry.data !== 0))
+    ) {
+      throw bad('a subcluster bitmap that contradicts itself');
+    }
+  }
+
+  /**
+   * Sees that guest data can be written to a place: it may not be metadata, whatever the tables say, and a file that
+   * ends before it grows.
+   */
+  async #reachData(at: number, length: number): Promise<void> {
+    if (!this.#external) {
+      this.kinds.check(at, length);
+      await this.#reach(at + length);
+      return;
+    }
+    const end = Math.min(at + length, this.#metadata.size);
+    if (end > this.#data.size) await this.#data.resize(end);
+  }
+
+  async #ensureExtended(at: number, length: number): Promise<DataMapping> {
+    const { geometry, size } = this.#metadata;
+    const { clusterSize, subclusterSize } = geometry;
+    const cluster = Math.floor(at / clusterSize);
+    const clusterStart = cluster * clusterSize;
+    const within = at - clusterStart;
+    const bytes = Math.min(length, clusterSize - within);
+    const entry = await this.editor.entry(cluster);
+    this.#checkEntry(entry, cluster);
+    const host = this.#hostOf(entry, cluster);
+    const own = host !== null && isCopied(entry);
+    if (own) await this.#reachData(host, clusterSize);
+    // The subclusters that the request touches, and what they become.
+    const firstSub = Math.floor(within / subclusterSize);
+    const lastSub = Math.floor((within + bytes - 1) / subclusterSize);
+    const touched = bits(firstSub, lastSub);
+    if (own && (entry.data & touched) >>> 0 === touched) {
+      return { storage: this.#data, at: host + within, length: bytes };
+    }
+    // A cluster of others, or a compressed one, is copied as a whole; else only the touched subclusters come along.
+    const whole = !own && (isCompressed(entry) || host !== null);
+    const from = whole ? clusterStart : clusterStart + firstSub * subclusterSize;
+    const to = Math.min(
+      whole ? clusterStart + clusterSize : clusterStart + (lastSub + 1) * subclusterSize,
+      size,
+    );
+    const taken = own ? null : await this.#takeData(cluster, 1);
+    const place = taken === null ? (host ?? 0) : taken.run.start * clusterSize;
+    const data = whole ? ALL : (entry.data | touched) >>> 0;
+    const zeros = whole ? 0 : (entry.zeros & ~touched) >>> 0;
+    return {
+      storage: this.#data,
+      at: place + within,
+      length: bytes,
+      fresh: {
+        start: from,
+        end: to,
+        blank:
+          !whole &&
+          (entry.data & touched) >>> 0 === 0 &&
+          (!this.#backed || (entry.zeros & touched) >>> 0 === touched),
+        clean: taken?.clean ?? false,
+        commit: () =>
+          this.mutex.run(async () => {
+            this.cache.noteWritten();
+            await this.editor.ensureTable(cluster);
+            await this.editor.set(cluster, pointTo(place, zeros, data));
+            if (!own && !(this.#external && !isCompressed(entry))) giveEntry(entry, geometry, this.allocator);
+          }),
+        abandon: () =>
+          this.mutex.run(async () => {
+            if (taken !== null && !this.#external) await this.allocator.takeBack(taken.run);
+          }),
+      },
+    };
+  }
+
+  /**
+   * Makes whole clusters, or subclusters, read as zeroes; false where only writing does that (version 2 over a backing
+   * file).
+   */
+  zero(at: number, length: number, how: ZeroOptions): Promise<boolean> {
+    return this.mutex.run(async () => {
+      if (this.#metadata.header.version === 2) {
+        if (this.#backed || how.keepAllocated === true) return false;
+        await this.#each(at, length, (cluster, entry) => this.#drop(cluster, entry, false));
+        return true;
+      }
+      await this.#each(at, length, async (cluster, entry) => {
+        const keep = how.keepAllocated === true || this.#external;
+        if (keep && !isCompressed(entry)) await this.#flagZero(cluster, entry);
+        else await this.#drop(cluster, entry, true);
+      });
+      return true;
+    });
+  }
+
+  /** Gives whole clusters back; they read as zeroes then, or as before where the format cannot say that they do. */
+  discard(at: number, length: number): Promise<void> {
+    return this.mutex.run(async () => {
+      const version2 = this.#metadata.header.version === 2;
+      if (version2 && this.#backed) return;
+      await this.#each(at, length, async (cluster, entry) => {
+        await this.#drop(cluster, entry, !version2);
+      });
+    });
+  }
+
+  async #each(
+    at: number,
+    length: number,
+    work: (cluster: number, entry: L2Entry) => Promise<void>,
+  ): Promise<void> {
+    const { clusterSize } = this.#metadata.geometry;
+    const end = Math.floor((at + length - 1) / clusterSize) + 1;
+    for (let cluster = Math.floor(at / clusterSize); cluster < end; cluster++) {
+      await this.#makeRoom();
+      if (!this.#backed) cluster = this.#nextMapped(cluster, end);
+      if (cluster >= end) return;
+      const entry = await this.editor.entry(cluster);
+      this.#checkEntry(entry, cluster);
+      // What is nowhere reads as zeroes already, unless there is something below.
+      if (this.#backed || !sameEntry(entry, NOWHERE)) await work(cluster, entry);
+    }
+  }
+
+  /** The first cluster from `cluster` on that has an L2 table, `end` when there is none before it. */
+  #nextMapped(cluster: number, end: number): number {
+    const { l2Entries } = this.#metadata.geometry;
+    const index = Math.floor(cluster / l2Entries);
+    if (this.editor.l1.l2Offset(index) !== 0) return cluster;
+    return Math.min(end, this.editor.l1.nextUsed(index + 1, Math.ceil(end / l2Entries)) * l2Entries);
+  }
+
+  /** Unmaps a cluster: it reads as zeroes (`zero`), or as nothing. */
+  async #drop(cluster: number, entry: L2Entry, zero: boolean): Promise<void> {
+    const { geometry } = this.#metadata;
+    const { extendedL2 } = geometry;
+    const next: L2Entry = {
+      hi: 0,
+      lo: zero && !extendedL2 ? ZERO : 0,
+      zeros: zero && extendedL2 ? ALL : 0,
+      data: 0,
+    };
+    if (sameEntry(entry, next)) return;
+    await this.editor.ensureTable(cluster);
+    await this.editor.set(cluster, next);
+    if (!this.#external) giveEntry(entry, geometry, this.allocator);
+  }
+
+  /** Keeps the place of a cluster, and says that it reads as zeroes. */
+  async #flagZero(cluster: number, entry: L2Entry): Promise<void> {
+    const { extendedL2 } = this.#metadata.geometry;
+    const next: L2Entry = extendedL2
+      ? { ...entry, zeros: ALL, data: 0 }
+      : { ...entry, lo: (entry.lo | ZERO) >>> 0 };
+    if (sameEntry(entry, next)) return;
+    await this.editor.ensureTable(cluster);
+    await this.editor.set(cluster, next);
+  }
+
+  /** Makes everything durable, in order, and frees what was given back before. */
+  flush(): Promise<void> {
+    return this.mutex.run(() => this.#flush());
+  }
+
+  async #flush(): Promise<void> {
+    if (this.#external) await this.#data.flush();
+    this.cache.noteWritten();
+    await this.cache.flush();
+    if (this.allocator.pending === 0) return;
+    const { clusterSize } = this.#metadata.geometry;
+    await this.allocator.settle(async ({ start, count }) => {
+      const at = start * clusterSize;
+      this.kinds.release(at, count * clusterSize);
+      this.cache.drop(at, count * clusterSize);
+      const there = Math.min(count * clusterSize, this.#storage.size - at);
+      if (this.#punch && there > 0) await this.#storage.discard(at, there);
+    });
+    await this.cache.writeUpTo(Rank.REFCOUNT_BLOCK);
+  }
+
+  /** Flushes and cuts the file to what is used. */
+  close(): Promise<void> {
+    return this.mutex.run(async () => {
+      await this.#flush();
+      await this.cache.flush();
+      const end = alignUp(this.#usedEnd, 512);
+      if (this.#storage.can.resize && end < this.#storage.size) {
+        await this.#storage.resize(end);
+        await this.#storage.flush();
+      }
+    });
+  }
+}
+
+const KIND_OF_RANK = {
+  [Rank.REFCOUNT_BLOCK]: 'refcount block',
+  [Rank.REFCOUNT_TABLE]: 'refcount table',
+  [Rank.L2]: 'L2 table',
+  [Rank.L1]: 'L1 table',
+} as const;
+
+const NOWHERE: L2Entry = { hi: 0, lo: 0, zeros: 0, data: 0 };
+
+/** An entry that points to a cluster of this image's own. */
+function pointTo(offset: number, zeros: number, data: number): L2Entry {
+  return { hi: (offsetHi(offset) | COPIED) >>> 0, lo: offsetLo(offset), zeros, data };
+}
+
+/** Bits `first` to `last`, both included. */
+function bits(first: number, last: number): number {
+  return last - first === 31 ? ALL : ((2 ** (last - first + 1) - 1) * 2 ** first) >>> 0;
+}
+
+function sameEntry(a: L2Entry, b: L2Entry): boolean {
+  return a.hi === b.hi && a.lo === b.lo && a.zeros === b.zeros && a.data === b.data;
+}
