@@ -7,7 +7,7 @@ const root = fileURLToPath(new URL('..', import.meta.url));
 const BITWISE = [
   'src/core/bytes.ts',
   'src/format/qcow2/**',
-  'src/format/image.ts',
+  'src/format/disk-image.ts',
   'src/format/status.ts',
   'src/format/open.ts',
   'src/format/raw/driver.ts',

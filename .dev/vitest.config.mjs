@@ -1,8 +1,12 @@
 import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
 
-/** Tests that take minutes: the whole option grid, real file systems, fuzzing. Left out by `npm test -- --quick`. */
-const SLOW = ['test/differential/**', 'test/fuzz/**'];
+/** Tests that take minutes: the option grid, real file systems, fuzzing, random writes and power cuts. Left out by `npm test -- --quick`. */
+const SLOW = [
+  'test/differential/**',
+  'test/fuzz/**',
+  'test/write/{model,interleaved,killed,crash,no-space}.test.ts',
+];
 const quick = process.env.SPINDLE_QUICK === '1';
 
 export default defineConfig({

@@ -4,9 +4,9 @@ import { ExtentFlag, type Extent } from '../core/extent.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { readPadded } from '../core/read.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
-import type { DataMapping, FormatDriver, FreshPlace, Mapping } from './driver.ts';
+import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeOptions } from './driver.ts';
 import type { Image } from './image.ts';
-import { blockStatus } from './status.ts';
+import { blockStatus, type BlockStatus } from './status.ts';
 
 /** Bytes of zeroes that are written at once. */
 const ZEROES = 1024 * 1024;
@@ -94,16 +94,34 @@ export class DiskImage implements Image {
   }
 
   async write(from: Uint8Array, at: number): Promise<void> {
+    this.#checkChange(at, from.length);
+    await this.#exclusive(at, from.length, () => this.#write(from, at));
+  }
+
+  async #write(from: Uint8Array, at: number): Promise<void> {
+    for (let done = 0; done < from.length;) done += await this.#writeSome(from.subarray(done), at + done);
+  }
+
+  async writeCompressed(from: Uint8Array, at: number): Promise<void> {
     this.#check(at, from.length);
+    const { driver, name } = this;
+    if (!driver.can.write) throw new SpindleError('READ_ONLY', 'opened for reading only', { path: name });
+    if (driver.writeCompressed === undefined) {
+      throw new SpindleError('UNSUPPORTED', `${driver.format} has no compressed data`, { path: name });
+    }
     await this.#exclusive(at, from.length, async () => {
-      for (let done = 0; done < from.length;) done += await this.#writeSome(from.subarray(done), at + done);
+      await driver.writeCompressed?.(from, at, (part, where) => this.#write(part, where));
     });
   }
 
   async zero(at: number, length: number, how: ZeroOptions = {}): Promise<void> {
-    this.#check(at, length);
+    this.#checkChange(at, length);
     await this.#exclusive(at, length, async () => {
       const { start, end } = this.#whole(at, length);
+      if (how.fastOnly === true) {
+        await this.#refuseSlow(at, start - at, how);
+        await this.#refuseSlow(end, at + length - end, how);
+      }
       if (start < end && (await this.driver.zero(start, end - start, how))) {
         await this.#writeZeroes(at, start - at, how);
         await this.#writeZeroes(end, at + length - end, how);
@@ -112,7 +130,7 @@ export class DiskImage implements Image {
   }
 
   async discard(at: number, length: number): Promise<void> {
-    this.#check(at, length);
+    this.#checkChange(at, length);
     await this.#exclusive(at, length, async () => {
       const { start, end } = this.#whole(at, length);
       if (start < end) await this.driver.discard(start, end - start);
@@ -175,13 +193,27 @@ export class DiskImage implements Image {
     await place.storage.write(whole, place.at - head);
   }
 
+  /** Whether a run has to be written to for it to be what {@link zero} promises. */
+  #needsZeroes(status: BlockStatus, how: ZeroOptions): boolean {
+    return !status.zero || (how.keepAllocated === true && !status.allocated);
+  }
+
+  /** @throws SpindleError UNSUPPORTED when a part of a unit could only be zeroed by writing */
+  async #refuseSlow(at: number, length: number, how: ZeroOptions): Promise<void> {
+    for (let done = 0; done < length;) {
+      const status = await blockStatus(this, at + done, length - done);
+      if (this.#needsZeroes(status, how)) throw slowZero();
+      done += status.length;
+    }
+  }
+
   /** Writes zeroes one by one where the range does not read as zeroes anyway. */
   async #writeZeroes(at: number, length: number, how: ZeroOptions): Promise<void> {
     for (let done = 0; done < length;) {
       const status = await blockStatus(this, at + done, length - done);
-      if (!status.zero || (how.keepAllocated === true && !status.allocated)) {
+      if (this.#needsZeroes(status, how)) {
         if (how.fastOnly === true) {
-          throw new SpindleError('UNSUPPORTED', 'this range can only be zeroed by writing zeroes');
+          throw slowZero();
         }
         const zeroes = new Uint8Array(Math.min(status.length, ZEROES));
         for (let part = 0; part < status.length;) {
@@ -204,10 +236,24 @@ export class DiskImage implements Image {
     return { offset: at, length: status.length, flags };
   }
 
-  async resize(size: number): Promise<void> {
+  async resize(size: number, options: ResizeOptions = {}): Promise<void> {
+    await this.alone(() =>
+      this.driver.resize(size, {
+        ...options,
+        backingSize: this.backing?.size ?? 0,
+        zero: (at, length) => this.#writeZeroes(at, length, {}),
+      }),
+    );
+  }
+
+  /** Runs `work` on the driver while nobody reads or changes any part of the disk. */
+  async alone<T>(work: () => Promise<T>): Promise<T> {
     this.#check(0, 0);
-    if (!this.#moves) await this.driver.resize(size);
-    else await this.#lock.run(0, Infinity, 'exclusive', () => this.driver.resize(size));
+    const run = (): Promise<T> =>
+      work().catch((error: unknown) => {
+        throw this.#named(error);
+      });
+    return this.#moves ? this.#lock.run(0, Infinity, 'exclusive', run) : run();
   }
 
   async flush(): Promise<void> {
@@ -233,8 +279,19 @@ export class DiskImage implements Image {
     return error;
   }
 
+  #checkChange(at: number, length: number): void {
+    this.#check(at, length);
+    if (!this.can.write) {
+      throw new SpindleError('READ_ONLY', 'the image is open for reading only', { path: this.name });
+    }
+  }
+
   #check(at: number, length: number): void {
     if (this.#closed) throw new SpindleError('CLOSED', 'the image is closed', { path: this.name });
     checkRange(this.size, at, length);
   }
+}
+
+function slowZero(): SpindleError {
+  return new SpindleError('UNSUPPORTED', 'this range can only be zeroed by writing zeroes');
 }

@@ -110,8 +110,8 @@ const CASES: readonly (readonly [args: string, says: RegExp])[] = [
   ['create -f qcow2 -o ,size=1M some.img', /empty element/],
   ['create -f qcow2 -o size=1M, some.img', /empty element/],
   ['create -f qcow2 -o =1M some.img', /no name/],
-  ['create -f qcow2 -o encrypt.format=luks some.img 1M', /encryption is not in this version/],
-  ['create -f qcow2 -o encryption=on some.img 1M', /encryption is not in this version/],
+  ['create -f qcow2 -o encrypt.format=luks some.img 1M', /needs a secret/],
+  ['create -f qcow2 -o encryption=on some.img 1M', /needs a secret/],
   // contradictions
   ['create -f qcow2 -b good.qcow2 some.img', /-F/],
   ['create -f qcow2 -F qcow2 some.img 1M', /needs a backing file/],

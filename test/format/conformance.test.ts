@@ -5,6 +5,7 @@ import { DiskImage } from '../../src/format/disk-image.ts';
 import type { Image } from '../../src/format/image.ts';
 import type { Qcow2CreateOptions } from '../../src/format/qcow2/create.ts';
 import { RawDriver } from '../../src/format/raw/driver.ts';
+import { create } from '../../src/op/create.ts';
 import { openImageFile } from '../../src/op/open.ts';
 import { MemoryStorage } from '../../src/storage/memory.ts';
 import { openFile } from '../../src/storage/file.ts';
@@ -53,6 +54,33 @@ storageSuite('raw in a file', {
     };
   },
 });
+
+for (const [name, options] of Object.entries({
+  'clusters of 64 KiB': {},
+  'clusters of 512 bytes': { clusterSize: 512 },
+  'version 2': { version: 2 as const, clusterSize: 4096 },
+  'extended L2 entries': { clusterSize: 16384, extendedL2: true },
+})) {
+  storageSuite(`qcow2 in a file, written to: ${name}`, {
+    can: { ...canOfFiles, resize: false },
+    sizeGranularity: SECTOR,
+    make: async (content) => {
+      const path = tempPath('disk.qcow2');
+      await create({ path, format: 'qcow2', size: content.length, qcow2: options });
+      const open = (): Promise<Image> => openImageFile(path, { format: 'qcow2', write: true });
+      const storage = await open();
+      await storage.write(content, 0);
+      return {
+        storage,
+        reopen: open,
+        dispose: async () => {
+          await storage.close();
+          rmSync(path);
+        },
+      };
+    },
+  });
+}
 
 const KINDS: Readonly<Record<string, Partial<Qcow2CreateOptions>>> = {
   'clusters of 64 KiB': {},

@@ -10,7 +10,7 @@ import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 300);
+const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 2000);
 const STEPS = 200;
 
 /** Images of every kind, made and partly filled by qemu, some of it compressed and snapshotted. */

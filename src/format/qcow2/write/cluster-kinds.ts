@@ -1,4 +1,5 @@
 import { formatError } from '../../../core/errors.ts';
+import { Rank } from './ordered-cache.ts';
 
 /** What kinds of metadata there are, for the overlap check and its message. */
 export type MetadataKind =
@@ -23,6 +24,14 @@ const KINDS: readonly MetadataKind[] = [
   'bitmap directory',
   'encryption header',
 ];
+
+/** What the pages of the metadata cache hold. */
+export const KIND_OF_RANK = {
+  [Rank.REFCOUNT_BLOCK]: 'refcount block',
+  [Rank.REFCOUNT_TABLE]: 'refcount table',
+  [Rank.L2]: 'L2 table',
+  [Rank.L1]: 'L1 table',
+} as const;
 
 /** Clusters that share one array. */
 const PAGE = 4096;

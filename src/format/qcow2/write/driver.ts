@@ -6,6 +6,7 @@ import type { DataMapping, FormatDriver, FreshPlace, Mapping } from '../../drive
 import { Qcow2Driver } from '../driver.ts';
 import { Autoclear, CryptMethod, HeaderOffset, Incompatible } from '../layout.ts';
 import type { Metadata } from '../metadata.ts';
+import { checkCompressible, compressInOrder, compressorOf } from './compress.ts';
 import { Qcow2Writer, type WriterOptions } from './writer.ts';
 
 /**
@@ -21,9 +22,17 @@ export class Qcow2WriteDriver implements FormatDriver {
   readonly writer: Qcow2Writer;
   readonly #storage: Storage;
   readonly #reader: Qcow2Driver;
+  readonly #compress: (cluster: Uint8Array) => Promise<Uint8Array | null>;
   #broken: SpindleError | undefined;
 
-  private constructor(storage: Storage, metadata: Metadata, reader: Qcow2Driver, writer: Qcow2Writer) {
+  private constructor(
+    storage: Storage,
+    metadata: Metadata,
+    reader: Qcow2Driver,
+    writer: Qcow2Writer,
+    codec: Codec,
+  ) {
+    this.#compress = compressorOf(metadata, codec);
     this.#storage = storage;
     this.metadata = metadata;
     this.#reader = reader;
@@ -56,7 +65,7 @@ export class Qcow2WriteDriver implements FormatDriver {
     const tables = { l1: writer.editor.l1, l2: writer.editor };
     const reader = await Qcow2Driver.open(storage, metadata, dataFile, codec, tables);
     await clearUnknownAutoclear(storage, metadata);
-    return new Qcow2WriteDriver(storage, metadata, reader, writer);
+    return new Qcow2WriteDriver(storage, metadata, reader, writer, codec);
   }
 
   get size(): number {
@@ -78,6 +87,21 @@ export class Qcow2WriteDriver implements FormatDriver {
   async ensureData(at: number, length: number): Promise<DataMapping> {
     const place = await this.#guarded(() => this.writer.ensureData(at, length));
     return place.fresh === undefined ? place : { ...place, fresh: this.#guardedPlace(place.fresh) };
+  }
+
+  /** See {@link FormatDriver.writeCompressed}. @throws SpindleError UNSUPPORTED, BAD_OPTION, and as other writes do */
+  async writeCompressed(
+    from: Uint8Array,
+    at: number,
+    plain: (part: Uint8Array, at: number) => Promise<void>,
+  ): Promise<void> {
+    checkCompressible(this.metadata, at, from.length);
+    const { clusterSize } = this.metadata.geometry;
+    const link = async (stream: Uint8Array, where: number): Promise<void> => {
+      const host = await this.#guarded(() => this.writer.compressedWrite(where / clusterSize, stream));
+      this.#reader.forgetCompressed(host);
+    };
+    await compressInOrder(from, at, { clusterSize, compress: this.#compress, link, plain });
   }
 
   #guardedPlace(fresh: FreshPlace): FreshPlace {

@@ -22,7 +22,8 @@ export interface EditorHost {
   readonly cache: OrderedCache;
   readonly kinds: ClusterKinds;
   readonly allocator: Allocator;
-  reach(end: number): Promise<void>;
+  /** Makes the file long enough for a write that ends at `end`. */
+  readonly reach: (end: number) => Promise<void>;
 }
 
 /** The L1 table and L2 tables of an image that is written to. Changes run under the mutex of the image. */
@@ -107,6 +108,27 @@ export class L2Editor implements L2Source {
     cache.mark(page, at - pageAt, at - pageAt + 8);
     this.l1.set(index, table);
   }
+}
+
+/** The bitmap of all 32 subclusters. */
+export const ALL = 0xffff_ffff;
+
+/** The bitmap of subclusters `first` to `last`, both included. */
+export function subclusters(first: number, last: number): number {
+  return last - first === 31 ? ALL : ((2 ** (last - first + 1) - 1) * 2 ** first) >>> 0;
+}
+
+/** The entry of a cluster that was never written. */
+export const NOWHERE: L2Entry = { hi: 0, lo: 0, zeros: 0, data: 0 };
+
+/** An entry that points to a cluster of this image's own. */
+export function pointTo(offset: number, zeros: number, data: number): L2Entry {
+  return { hi: (offsetHi(offset) | COPIED) >>> 0, lo: offsetLo(offset), zeros, data };
+}
+
+/** Whether two entries are the same. */
+export function sameEntry(a: L2Entry, b: L2Entry): boolean {
+  return a.hi === b.hi && a.lo === b.lo && a.zeros === b.zeros && a.data === b.data;
 }
 
 /** The entry at byte `at` of a view. */

@@ -16,7 +16,7 @@ export interface RefcountsHost {
   readonly cache: OrderedCache;
   readonly kinds: ClusterKinds;
   /** Makes the file long enough for a write that ends at `end`. */
-  reach(end: number): Promise<void>;
+  readonly reach: (end: number) => Promise<void>;
 }
 
 /**

@@ -1,19 +1,34 @@
-import { alignUp, isAligned, offsetIn } from '../../../core/align.ts';
-import { formatError, SpindleError } from '../../../core/errors.ts';
+import { alignUp, offsetIn } from '../../../core/align.ts';
+import { SpindleError } from '../../../core/errors.ts';
 import { Mutex } from '../../../core/mutex.ts';
 import { readPadded } from '../../../core/read.ts';
 import type { Storage, ZeroOptions } from '../../../core/storage.ts';
 import type { DataMapping, FreshPlace } from '../../driver.ts';
-import { COPIED, offsetHi, offsetLo, offsetOf, ZERO } from '../entry.ts';
+import { offsetOf, ZERO } from '../entry.ts';
 import { Incompatible } from '../layout.ts';
 import type { Metadata } from '../metadata.ts';
 import { L1Table, sliceSizeOf } from '../tables.ts';
 import { Allocator, type ClusterRun } from './allocator.ts';
-import { ClusterKinds } from './cluster-kinds.ts';
+import { ClusterKinds, KIND_OF_RANK } from './cluster-kinds.ts';
 import { claimMetadata } from './claim.ts';
-import { giveEntry, hasZeroFlag, isCompressed, isCopied, L2Editor, type L2Entry } from './l2-editor.ts';
+import { checkEntry } from './entry-check.ts';
+import { StreamPacker } from './compress.ts';
+import {
+  ALL,
+  giveEntry,
+  hasZeroFlag,
+  isCompressed,
+  isCopied,
+  L2Editor,
+  NOWHERE,
+  pointTo,
+  sameEntry,
+  subclusters,
+  type L2Entry,
+} from './l2-editor.ts';
 import { OrderedCache, Rank } from './ordered-cache.ts';
 import { Refcounts } from './refcounts.ts';
+import type { WholeTables } from './whole.ts';
 
 /** Bytes of metadata kept in memory. */
 const CACHE = 32 * 1024 * 1024;
@@ -23,8 +38,6 @@ const GROWTH = 1024 * 1024;
 const MOST_FRESH = 4 * 1024 * 1024;
 /** Runs of freed clusters after which a flush is due. */
 const MOST_GIVEN = 100_000;
-/** All 32 subclusters. */
-const ALL = 0xffff_ffff;
 
 /** How a {@link Qcow2Writer} works. */
 export interface WriterOptions {
@@ -32,6 +45,8 @@ export interface WriterOptions {
   readonly backed: boolean;
   /** Give the space of freed clusters back to the host. Default: yes. */
   readonly punch?: boolean;
+  /** Bytes from the start of the file that may be in use. Default: all of it. */
+  readonly usedEnd?: number;
   /** For tests: write metadata in the wrong order. */
   readonly brokenOrder?: boolean;
 }
@@ -50,6 +65,7 @@ export class Qcow2Writer {
   readonly #storage: Storage;
   readonly #data: Storage;
   readonly #metadata: Metadata;
+  readonly #packer: StreamPacker;
   readonly #external: boolean;
   readonly #punch: boolean;
   readonly #backed: boolean;
@@ -72,7 +88,7 @@ export class Qcow2Writer {
     this.#external = (metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0;
     this.#punch = options.punch ?? true;
     this.#backed = options.backed;
-    this.#usedEnd = storage.size;
+    this.#usedEnd = options.usedEnd ?? storage.size;
     this.kinds = kinds;
     this.cache = new OrderedCache(storage, {
       budget: CACHE,
@@ -87,6 +103,7 @@ export class Qcow2Writer {
     this.refcounts = new Refcounts(host, metadata.header.refcountTableOffset, table);
     this.allocator = new Allocator(this.refcounts);
     this.editor = new L2Editor({ ...host, allocator: this.allocator }, l1);
+    this.#packer = new StreamPacker({ ...host, refcounts: this.refcounts }, this.allocator, this.editor);
   }
 
   /** The writer of an image that is open for writing, alone. @throws SpindleError CORRUPT when its tables overlap */
@@ -122,6 +139,16 @@ export class Qcow2Writer {
       return this.#metadata.geometry.extendedL2
         ? this.#ensureExtended(at, length)
         : this.#ensureStandard(at, length);
+    });
+  }
+
+  /** Stores a guest cluster as a compressed stream. The host offset of the stream. */
+  compressedWrite(cluster: number, stream: Uint8Array): Promise<number> {
+    return this.mutex.run(async () => {
+      await this.#makeRoom();
+      const entry = await this.editor.entry(cluster);
+      this.#checkEntry(entry, cluster);
+      return this.#packer.write(cluster, stream, entry);
     });
   }
 
@@ -260,28 +287,8 @@ export class Qcow2Writer {
     return offset;
   }
 
-  /** @throws SpindleError BAD_ENTRY for what the format does not allow: nothing may be written on the word of it */
   #checkEntry(entry: L2Entry, cluster: number): void {
-    const { clusterSize, extendedL2 } = this.#metadata.geometry;
-    const bad = (message: string): SpindleError =>
-      formatError('BAD_ENTRY', 'L2 entry', `guest offset ${String(cluster * clusterSize)}: ${message}`);
-    const offset = offsetOf(entry.hi, entry.lo);
-    if (isCompressed(entry)) {
-      if (this.#external) throw bad('a compressed cluster in an image with an external data file');
-      return;
-    }
-    if (!isAligned(offset, clusterSize)) throw bad('a host offset that is not cluster aligned');
-    if (this.#external && offset !== 0 && offset !== cluster * clusterSize) {
-      throw bad('host and guest offset differ in an image with an external data file');
-    }
-    if (this.#metadata.header.version === 2 && hasZeroFlag(entry))
-      throw bad('a zero cluster, which version 2 does not have');
-    if (
-      extendedL2 &&
-      ((entry.zeros & entry.data) !== 0 || (offset === 0 && !this.#external && entry.data !== 0))
-    ) {
-      throw bad('a subcluster bitmap that contradicts itself');
-    }
+    checkEntry(entry, cluster, this.#metadata, this.#external);
   }
 
   /**
@@ -313,7 +320,7 @@ export class Qcow2Writer {
     // The subclusters that the request touches, and what they become.
     const firstSub = Math.floor(within / subclusterSize);
     const lastSub = Math.floor((within + bytes - 1) / subclusterSize);
-    const touched = bits(firstSub, lastSub);
+    const touched = subclusters(firstSub, lastSub);
     if (own && (entry.data & touched) >>> 0 === touched) {
       return { storage: this.#data, at: host + within, length: bytes };
     }
@@ -452,12 +459,42 @@ export class Qcow2Writer {
     const { clusterSize } = this.#metadata.geometry;
     await this.allocator.settle(async ({ start, count }) => {
       const at = start * clusterSize;
+      this.#packer.forget({ start, count });
       this.kinds.release(at, count * clusterSize);
       this.cache.drop(at, count * clusterSize);
       const there = Math.min(count * clusterSize, this.#storage.size - at);
       if (this.#punch && there > 0) await this.#storage.discard(at, there);
     });
     await this.cache.writeUpTo(Rank.REFCOUNT_BLOCK);
+  }
+
+  /** Bytes from the start of the file that may be in use. */
+  get usedEnd(): number {
+    return this.#usedEnd;
+  }
+
+  /** Runs work on the tables as a whole, when all that was done is durable and while nothing else changes them. */
+  alone<T>(work: (whole: WholeTables) => Promise<T>): Promise<T> {
+    return this.mutex.run(async () => {
+      const whole: WholeTables = {
+        storage: this.#storage,
+        data: this.#data,
+        metadata: this.#metadata,
+        external: this.#external,
+        flush: async () => {
+          await this.#flush();
+          await this.cache.flush();
+        },
+        reach: (end) => this.#reach(end),
+        takeData: (first, most) => this.#takeData(first, most),
+        cut: async (end) => {
+          if (this.#storage.can.resize && end < this.#storage.size) await this.#storage.resize(end);
+          this.#usedEnd = Math.min(this.#usedEnd, end);
+        },
+      };
+      await whole.flush();
+      return work(whole);
+    });
   }
 
   /** Flushes and cuts the file to what is used. */
@@ -472,27 +509,4 @@ export class Qcow2Writer {
       }
     });
   }
-}
-
-const KIND_OF_RANK = {
-  [Rank.REFCOUNT_BLOCK]: 'refcount block',
-  [Rank.REFCOUNT_TABLE]: 'refcount table',
-  [Rank.L2]: 'L2 table',
-  [Rank.L1]: 'L1 table',
-} as const;
-
-const NOWHERE: L2Entry = { hi: 0, lo: 0, zeros: 0, data: 0 };
-
-/** An entry that points to a cluster of this image's own. */
-function pointTo(offset: number, zeros: number, data: number): L2Entry {
-  return { hi: (offsetHi(offset) | COPIED) >>> 0, lo: offsetLo(offset), zeros, data };
-}
-
-/** Bits `first` to `last`, both included. */
-function bits(first: number, last: number): number {
-  return last - first === 31 ? ALL : ((2 ** (last - first + 1) - 1) * 2 ** first) >>> 0;
-}
-
-function sameEntry(a: L2Entry, b: L2Entry): boolean {
-  return a.hi === b.hi && a.lo === b.lo && a.zeros === b.zeros && a.data === b.data;
 }

@@ -1,0 +1,22 @@
+import type { Storage } from '../../../core/storage.ts';
+import type { Metadata } from '../metadata.ts';
+import type { ClusterRun } from './allocator.ts';
+
+/** What work on the tables as a whole is given. Everything that was done before it is durable. */
+export interface WholeTables {
+  /** The file that holds the tables. */
+  readonly storage: Storage;
+  /** Where guest data is. */
+  readonly data: Storage;
+  readonly metadata: Metadata;
+  /** Guest data has its fixed place in a file of its own. */
+  readonly external: boolean;
+  /** Makes all that was done durable, in order, and frees what was given back. */
+  flush(): Promise<void>;
+  /** Makes the file long enough for a write that ends at `end`. */
+  reach(end: number): Promise<void>;
+  /** Takes clusters for guest clusters from number `first` on; `clean` when they read as zeroes. */
+  takeData(first: number, most: number): Promise<{ readonly run: ClusterRun; readonly clean: boolean }>;
+  /** Cuts the file, of which nothing at or after `end` is in use. */
+  cut(end: number): Promise<void>;
+}
