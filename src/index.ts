@@ -11,6 +11,7 @@ export {
   create,
   type Created,
   type CreateRequest,
+  type EncryptionRequest,
   type Preallocation,
   type Qcow2Options,
 } from './op/create.ts';
@@ -25,22 +26,53 @@ export {
 export { infoJson, type Json } from './op/info-json.ts';
 export type { HostUsage } from './op/host-usage.ts';
 export { map, type MapEntry, type MapOptions } from './op/map.ts';
+export {
+  addKey,
+  changeKey,
+  removeKey,
+  type AddKeyOptions,
+  type KeyOptions,
+  type RemoveKeyOptions,
+} from './op/keys.ts';
 export { checkFile } from './op/check-file.ts';
+export {
+  repairFile,
+  repairJson,
+  undoRepairFile,
+  type RepairFileOptions,
+  type RepairJson,
+  type RepairOptions,
+  type RepairResult,
+} from './op/repair.ts';
 export { checkExitCode, checkJson, type CheckJson } from './op/check.ts';
 export type { CheckOptions, CheckResult } from './format/qcow2/check/check.ts';
 export type { CheckProblem, ProblemCode, ProblemKind, RepairKind } from './format/qcow2/check/problem.ts';
-export { listSnapshots } from './op/snapshots.ts';
+export {
+  applySnapshot,
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+  type CreateSnapshotOptions,
+  type FindSnapshotOptions,
+  type SnapshotFileOptions,
+} from './op/snapshots.ts';
+export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
+export type { ResizeOptions, ResizeTools } from './format/driver.ts';
 export type { Snapshot } from './format/qcow2/snapshot.ts';
 export type { Working } from './core/working.ts';
 
 // images
-export { openImageFile, type OpenFileOptions } from './op/open.ts';
+export { openImageFile, secretOf, type OpenFileOptions } from './op/open.ts';
 export { fileGate, type FileGateOptions } from './op/file-gate.ts';
 export { openImage, probeFormat, type Format, type OpenOptions } from './format/open.ts';
 export { denyAll, type Gate, type Opened, type Reference } from './format/gate.ts';
 export type { Image } from './format/image.ts';
 export type { DataMapping, FormatDriver, Mapping } from './format/driver.ts';
 export { nodeCodec } from './native/codec.ts';
+export { nodeCrypto } from './native/crypto.ts';
+export { type BlockCipher, type Crypto, type SecretRequest, type SecretSource } from './core/crypto.ts';
+export type { LuksOptions } from './format/crypto/cipher-spec.ts';
+export type { LuksHeader, LuksSlot } from './format/crypto/luks-header.ts';
 export type { Codec } from './core/codec.ts';
 
 // storages

@@ -1,7 +1,7 @@
 //! zstd frames of a compressed cluster.
 
 use std::cell::RefCell;
-use zstd_safe::{DCtx, find_frame_compressed_size};
+use zstd_safe::{CCtx, DCtx, compress_bound, find_frame_compressed_size};
 
 /// Largest window that a frame may declare: what libzstd, and so QEMU, accepts unless told otherwise. It costs nothing
 /// here, since a frame is decoded straight into its place and the output is its own window.
@@ -31,6 +31,8 @@ impl Damage {
 thread_local! {
     // About 100 KiB, kept for the next cluster that the thread decodes.
     static CONTEXT: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+    // A megabyte or a few, by level and cluster size.
+    static ENCODER: RefCell<Option<CCtx<'static>>> = const { RefCell::new(None) };
 }
 
 /// Decodes frame after frame until `into` is full. Skippable frames are passed over; what follows is not looked at.
@@ -86,6 +88,35 @@ fn window(frame: &[u8]) -> u64 {
     }
 }
 
+/// One frame with the content size and no checksum; `None` where it would have `limit` bytes or more.
+pub fn compress(
+    source: &[u8],
+    level: i32,
+    limit: usize,
+) -> Result<Option<Vec<u8>>, std::collections::TryReserveError> {
+    // Room for the worst case, so that whether a frame fits depends on its length and not on what the encoder needs
+    // on the way there.
+    let mut frame = Vec::new();
+    let bound = compress_bound(source.len());
+    frame.try_reserve_exact(bound)?;
+    frame.resize(bound, 0);
+    let done = ENCODER.with_borrow_mut(|slot| {
+        if slot.is_none() {
+            *slot = CCtx::try_create();
+        }
+        let context = slot.as_mut()?;
+        context.compress(&mut frame[..], source, level).ok()
+    });
+    Ok(match done {
+        Some(length) if length < limit => {
+            frame.truncate(length);
+            frame.shrink_to_fit();
+            Some(frame)
+        }
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +150,23 @@ mod tests {
         let mut into = vec![0; data.len()];
         assert_eq!(decompress(&source, &mut into), Ok(()));
         assert_eq!(into, data);
+    }
+
+    #[test]
+    fn a_frame_has_its_size_and_no_checksum_and_fits_or_is_none() {
+        let data = text(65536);
+        let made = compress(&data, 3, 65536).unwrap().unwrap();
+        assert_eq!(made[..7], [0x28, 0xb5, 0x2f, 0xfd, 0x60, 0, 0xff]);
+        let mut into = vec![0; data.len()];
+        assert_eq!(decompress(&made, &mut into), Ok(()));
+        assert_eq!(into, data);
+        assert_eq!(compress(&data, 3, made.len()).unwrap(), None);
+        assert_eq!(
+            compress(&data, 3, made.len() + 1).unwrap().as_ref(),
+            Some(&made)
+        );
+        assert_eq!(compress(b"abc", 3, 3).unwrap(), None);
+        assert_eq!(compress(b"abc", 3, 0).unwrap(), None);
     }
 
     #[test]

@@ -225,3 +225,15 @@ pub fn zstd_decompress(source: Uint8Array, into: Uint8Array) -> Promise<()> {
             .map_err(|damage| error(format!("BAD_COMPRESSED:{}", damage.reason())))
     }))))
 }
+
+/// Resolves to one frame, or to null where it would have `limit` bytes or more. The caller must not change `source`
+/// before the promise settles.
+#[napi]
+pub fn zstd_compress(source: Uint8Array, level: i32, limit: f64) -> Promise<Option<Uint8Array>> {
+    AsyncTask::new(Job(Some(Box::new(move || {
+        let limit = usize::try_from(whole(limit, "zstdCompress")?).unwrap_or(usize::MAX);
+        let frame =
+            codec::compress(&source, level, limit).map_err(|_| error("ERRNO:12:zstdCompress"))?;
+        Ok(frame.map(Uint8Array::from))
+    }))))
+}

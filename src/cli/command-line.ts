@@ -62,7 +62,7 @@ function helpWidth(): number {
 
 /** The formats that `-f` takes. */
 export function formatOption(flags: string, description: string): Option {
-  return new Option(flags, description).choices(['raw', 'qcow2']);
+  return new Option(flags, description).choices(['raw', 'qcow2', 'luks']);
 }
 
 /** `--output human|json`. */

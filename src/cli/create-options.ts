@@ -1,11 +1,13 @@
 import { SpindleError } from '../core/errors.ts';
 import { parseSize } from '../core/size.ts';
+import { CIPHER_ALGS, CIPHER_MODES, IV_GENERATORS } from '../format/crypto/cipher-spec.ts';
+import { LUKS_HASHES } from '../format/crypto/luks-header.ts';
 import type { Format } from '../format/open.ts';
 import { closest } from './suggest.ts';
 import { listed, parseOptionList, type Listed } from './option-list.ts';
 
 /** What an option of `create -o` takes. */
-type Kind = 'size' | 'number' | 'switch' | 'text' | 'encryption' | readonly string[];
+type Kind = 'size' | 'number' | 'switch' | 'text' | readonly string[];
 
 interface CreateOption {
   readonly kind: Kind;
@@ -13,29 +15,43 @@ interface CreateOption {
 }
 
 const SIZE: CreateOption = { kind: 'size', help: 'virtual size' };
-const LATER: CreateOption = { kind: 'encryption', help: 'encryption: not in this version' };
 const HOST: Readonly<Record<string, CreateOption>> = {
   nocow: { kind: 'switch', help: 'no copy-on-write by the file system (btrfs)' },
   extent_size_hint: { kind: 'size', help: 'unit of allocation in the file system (XFS); 0 for its default' },
 };
 
-const ENCRYPTION = [
-  'format',
-  'key-secret',
-  'cipher-alg',
-  'cipher-mode',
-  'ivgen-alg',
-  'ivgen-hash-alg',
-  'hash-alg',
-  'iter-time',
-];
+const SPACE: CreateOption = {
+  kind: ['off', 'falloc', 'full'],
+  help: 'space of the file: none, reserved, or written',
+};
+
+/** Options of encryption, in the order in which the line before the work shows them. */
+const ENCRYPTION: Readonly<Record<string, CreateOption>> = {
+  'key-secret': { kind: 'text', help: 'id of the --object that holds the passphrase' },
+  'cipher-alg': { kind: CIPHER_ALGS, help: 'cipher (default aes-256)' },
+  'cipher-mode': { kind: CIPHER_MODES, help: 'mode of the cipher (default xts)' },
+  'ivgen-alg': { kind: IV_GENERATORS, help: 'how the vector of a sector is made (default plain64)' },
+  'ivgen-hash-alg': { kind: LUKS_HASHES, help: 'hash of ivgen-alg=essiv (default sha256)' },
+  'hash-alg': { kind: LUKS_HASHES, help: 'hash that stretches the passphrase (default sha256)' },
+  'iter-time': { kind: 'number', help: 'milliseconds that stretching takes (default 2000)' },
+};
+
+/** The names of the encryption options of a format, in the order of {@link ENCRYPTION}. */
+export function encryptionOptions(format: Format): string[] {
+  if (format === 'raw') return [];
+  const names = Object.keys(ENCRYPTION);
+  return format === 'luks'
+    ? names
+    : ['encryption', 'encrypt.format', ...names.map((name) => `encrypt.${name}`)];
+}
 
 const OPTIONS: Readonly<Record<Format, Readonly<Record<string, CreateOption>>>> = {
   raw: {
     size: SIZE,
-    preallocation: { kind: ['off', 'falloc', 'full'], help: 'space of the file: none, reserved, or written' },
+    preallocation: SPACE,
     ...HOST,
   },
+  luks: { size: SIZE, preallocation: SPACE, ...ENCRYPTION, ...HOST },
   qcow2: {
     size: SIZE,
     backing_file: { kind: 'text', help: 'image to put this one on top of' },
@@ -52,8 +68,12 @@ const OPTIONS: Readonly<Record<Format, Readonly<Record<string, CreateOption>>>> 
       help: 'what is there from the start: nothing, tables, reserved space, or written space',
     },
     refcount_bits: { kind: 'number', help: 'width of a refcount: 1, 2, 4, 8, 16, 32 or 64 (default 16)' },
-    encryption: LATER,
-    ...Object.fromEntries(ENCRYPTION.map((name) => [`encrypt.${name}`, LATER])),
+    encryption: { kind: 'switch', help: 'an older way to say encrypt.format=aes' },
+    'encrypt.format': {
+      kind: ['aes', 'luks'],
+      help: 'encrypt the disk; aes is weak, and refused by machines',
+    },
+    ...Object.fromEntries(Object.entries(ENCRYPTION).map(([name, option]) => [`encrypt.${name}`, option])),
     ...HOST,
   },
 };
@@ -116,9 +136,6 @@ function parseValue(name: string, kind: Kind, text: string): Given {
       if (ON.includes(text)) return { value: true, shown: text };
       if (OFF.includes(text)) return { value: false, shown: text };
       throw bad(name, `takes on or off, not '${text}'`);
-    case 'encryption':
-      if (name === 'encryption' && OFF.includes(text)) return { value: false, shown: text };
-      throw new SpindleError('UNSUPPORTED', `option ${name}: encryption is not in this version of spindle`);
     case 'text':
       return { value: text, shown: listed(text) };
     default:
@@ -149,5 +166,5 @@ export function createOptionsHelp(format: Format): string {
 function placeholder(kind: Kind): string {
   if (kind === 'switch') return 'on|off';
   if (typeof kind === 'object') return kind.join('|');
-  return kind === 'encryption' ? '...' : kind === 'text' ? 'TEXT' : kind.toUpperCase();
+  return kind.toUpperCase();
 }

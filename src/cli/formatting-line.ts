@@ -1,5 +1,5 @@
 import type { Created } from '../op/create.ts';
-import type { Given } from './create-options.ts';
+import { encryptionOptions, type Given } from './create-options.ts';
 import { listed } from './option-list.ts';
 
 /**
@@ -20,11 +20,12 @@ export function formattingLine(
   const preallocation: [string, string][] =
     request.allocation === undefined ? told('preallocation') : [['preallocation', created.preallocation]];
   const { qcow2 } = created;
+  const encryption = encryptionOptions(created.format).flatMap(told);
   const words =
     qcow2 === null
-      ? [size, ...told('nocow'), ...preallocation, ...told('extent_size_hint')]
+      ? [size, ...encryption, ...told('nocow'), ...preallocation, ...told('extent_size_hint')]
       : [
-          ...told('encryption'),
+          ...encryption,
           ['cluster_size', String(qcow2.clusterSize)],
           ['extended_l2', switched(given, 'extended_l2', qcow2.extendedL2)],
           ...preallocation,

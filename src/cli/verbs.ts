@@ -4,7 +4,8 @@ export const VERBS: Readonly<Record<string, string>> = {
   info: 'tell what an image is',
   map: 'tell where the bytes of an image are',
   check: 'look for damage in an image',
-  snapshot: 'list the internal snapshots of an image',
+  resize: 'change the size of a disk',
+  snapshot: 'list, make, apply and delete internal snapshots',
   doctor: 'tell what this host and a file system can do',
   completion: 'print a completion script for a shell',
 };
@@ -20,5 +21,4 @@ export const LATER: readonly string[] = [
   'dd',
   'measure',
   'rebase',
-  'resize',
 ];

@@ -15,9 +15,11 @@ export type ErrorCode =
   | 'BAD_BITMAP' // the bitmap directory, or a bitmap in it
   | 'BAD_ENCRYPTION' // the encryption header
   | 'BAD_COMPRESSED' // a compressed cluster that does not decompress
-  | 'CORRUPT' // the image is marked corrupt
+  | 'CORRUPT' // the image is marked corrupt, or damage showed while it was written to
+  | 'DIRTY' // not closed by the program that wrote it last; to be repaired before it is written to
   | 'LIMIT' // larger than the format, or spindle, allows
   | 'ENCRYPTED' // data cannot be read without a secret
+  | 'BAD_SECRET' // the secret opens none of the image's key slots
   // references
   | 'BACKING_NOT_FOUND'
   | 'BACKING_DENIED' // the caller's gate refused to open the reference

@@ -180,14 +180,16 @@ export class DiskImage implements Image {
   async #fill(place: DataMapping, fresh: FreshPlace, data: Uint8Array, at: number): Promise<void> {
     const head = at - fresh.start;
     const tail = fresh.end - at - data.length;
-    if ((head === 0 && tail === 0) || (fresh.blank && fresh.clean)) {
+    const alone = head === 0 && tail === 0 && fresh.padding === 0;
+    if (alone || (fresh.blank && fresh.clean)) {
       await place.storage.write(data, place.at);
       return;
     }
-    const whole = new Uint8Array(fresh.end - fresh.start);
+    const whole = new Uint8Array(fresh.end - fresh.start + fresh.padding);
     if (!fresh.blank) {
       if (head > 0) await this.#read(whole.subarray(0, head), fresh.start);
-      if (tail > 0) await this.#read(whole.subarray(whole.length - tail), at + data.length);
+      if (tail > 0)
+        await this.#read(whole.subarray(head + data.length, head + data.length + tail), at + data.length);
     }
     whole.set(data, head);
     await place.storage.write(whole, place.at - head);

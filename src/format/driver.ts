@@ -42,6 +42,8 @@ export interface FreshPlace {
   /** The guest range of the clusters: it holds the range asked for, and ends with the disk at the latest. */
   readonly start: number;
   readonly end: number;
+  /** Bytes of the place behind `end`, past the end of the disk: to be zero, should the disk grow over them. */
+  readonly padding: number;
   /** The guest range reads as zeroes up to now. */
   readonly blank: boolean;
   /** The place itself reads as zeroes. */
@@ -54,7 +56,7 @@ export interface FreshPlace {
 
 /**
  * A format driver says where bytes are and makes room for them; it never moves guest data (compressed clusters, which
- * only it can decode, excepted). All offsets are guest offsets, ranges lie within `size`.
+ * only it can decode and encode, excepted). All offsets are guest offsets, ranges lie within `size`.
  */
 export interface FormatDriver {
   readonly format: string;
@@ -80,15 +82,38 @@ export interface FormatDriver {
   /** Makes the start of the range writable in place. */
   ensureData(at: number, length: number): Promise<DataMapping>;
   /**
+   * Stores whole `granularity` units (the last one may end with the disk) compressed, where the format can. A unit that
+   * compression does not make smaller is handed to `plain`.
+   */
+  writeCompressed?(
+    from: Uint8Array,
+    at: number,
+    plain: (part: Uint8Array, at: number) => Promise<void>,
+  ): Promise<void>;
+  /**
    * Makes a range of whole `granularity` units (or up to the end of the disk) read as zeroes; false where the format has
    * no way to say so and zeroes have to be written.
    */
   zero(at: number, length: number, how?: ZeroOptions): Promise<boolean>;
   /** Gives back the space of a range of whole `granularity` units, or up to the end of the disk. */
   discard(at: number, length: number): Promise<void>;
-  resize(size: number): Promise<void>;
+  /** Changes the virtual size; a grown part reads as zeroes. Runs while nothing else uses the image. */
+  resize(size: number, tools: ResizeTools): Promise<void>;
   flush(): Promise<void>;
   close(): Promise<void>;
+}
+
+/** How a grown part is allocated, where a format can do that; as at creation. */
+export interface ResizeOptions {
+  readonly preallocation?: 'off' | 'metadata' | 'falloc' | 'full' | undefined;
+}
+
+/** What the executor does for a driver that changes its size. */
+export interface ResizeTools extends ResizeOptions {
+  /** Bytes of the image below, 0 where there is none. */
+  readonly backingSize: number;
+  /** Makes a range read as zeroes by writing them where it does not yet; goes through the driver like any write. */
+  zero(at: number, length: number): Promise<void>;
 }
 
 /** Base of a driver that cannot change its image: every change fails with READ_ONLY. */

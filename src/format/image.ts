@@ -1,5 +1,5 @@
 import type { Storage } from '../core/storage.ts';
-import type { FormatDriver } from './driver.ts';
+import type { FormatDriver, ResizeOptions } from './driver.ts';
 
 /** An image: the disk that a guest sees, with the format and the backing chain behind it. */
 export interface Image extends Storage {
@@ -11,4 +11,12 @@ export interface Image extends Storage {
   readonly backing: Image | null;
   /** Name under which the image was opened, for messages. */
   readonly name: string | undefined;
+  /**
+   * Writes all of `from` at `at`, compressed where that makes it smaller: whole clusters of the format, the last of
+   * which may end with the disk.
+   * @throws SpindleError UNSUPPORTED where the image cannot hold compressed data, BAD_OPTION for parts of clusters
+   */
+  writeCompressed?(from: Uint8Array, at: number): Promise<void>;
+  /** Changes the virtual size; a grown part reads as zeroes. */
+  resize(size: number, options?: ResizeOptions): Promise<void>;
 }

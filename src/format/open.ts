@@ -1,18 +1,26 @@
 import { Incompatible } from './qcow2/layout.ts';
 import type { Codec } from '../core/codec.ts';
+import type { Crypto, SecretSource } from '../core/crypto.ts';
 import { SpindleError } from '../core/errors.ts';
 import { readPadded } from '../core/read.ts';
 import type { Storage } from '../core/storage.ts';
+import type { PlainData } from './crypto/encrypted-storage.ts';
+import { looksLikeLuks } from './crypto/luks-header.ts';
+import type { Unlocking } from './crypto/unlock.ts';
+import type { FormatDriver } from './driver.ts';
 import { denyAll, type Gate, type Opened } from './gate.ts';
 import { DiskImage } from './disk-image.ts';
 import type { Image } from './image.ts';
+import { openLuks } from './luks/open.ts';
 import { Qcow2Driver } from './qcow2/driver.ts';
 import { looksLikeQcow2 } from './qcow2/header.ts';
-import { readMetadata } from './qcow2/metadata.ts';
+import { readMetadata, type Metadata } from './qcow2/metadata.ts';
+import { unlockQcow2 } from './qcow2/unlock.ts';
+import { Qcow2WriteDriver } from './qcow2/write/driver.ts';
 import { RawDriver } from './raw/driver.ts';
 
 /** The formats that spindle has. */
-export type Format = 'raw' | 'qcow2';
+export type Format = 'raw' | 'qcow2' | 'luks';
 
 /** Layers that a backing chain may have. */
 const MAX_DEPTH = 200;
@@ -22,8 +30,16 @@ export interface OpenOptions {
   /** Default: told from the first bytes. A guest controls those of a raw image, so name the format where you know it. */
   readonly format?: string | undefined;
   readonly codec: Codec;
+  /** Loads what decrypts; needed together with `secret`. */
+  readonly crypto?: (() => Promise<Crypto>) | undefined;
+  /**
+   * Gives the secrets of encrypted images, backing files too. Without it they open, and can be mapped, but not read.
+   */
+  readonly secret?: SecretSource | undefined;
   /** Opens backing and data files. Default: {@link denyAll}. */
   readonly gate?: Gate | undefined;
+  /** Open for writing too. The backing chain is only ever read. */
+  readonly write?: boolean | undefined;
   /** Open the backing chain (default), or see unallocated ranges as zeroes. */
   readonly backing?: boolean | undefined;
   /** Id or name of an internal snapshot to open instead of the active disk. */
@@ -37,8 +53,8 @@ export interface OpenOptions {
 /**
  * Opens the image in `storage` and, through the gate, all that it refers to. Closing the image closes `storage`; so does
  * a failure of this function.
- * @throws SpindleError UNKNOWN_FORMAT, BACKING_LOOP, BACKING_TOO_DEEP, SNAPSHOT_NOT_FOUND, what the gate throws, and
- * what the format's own validation throws
+ * @throws SpindleError UNKNOWN_FORMAT, BACKING_LOOP, BACKING_TOO_DEEP, SNAPSHOT_NOT_FOUND, BAD_SECRET, what the gate
+ * throws, and what the format's own validation throws
  */
 export async function openImage(storage: Storage, options: OpenOptions): Promise<Image> {
   return openLayer(storage, options, options.id === undefined ? [] : [options.id]);
@@ -47,10 +63,11 @@ export async function openImage(storage: Storage, options: OpenOptions): Promise
 async function openLayer(storage: Storage, options: OpenOptions, chain: readonly string[]): Promise<Image> {
   try {
     const format = knownFormat(options.format) ?? (await probeFormat(storage));
-    if (format === 'raw') {
+    if (format !== 'qcow2') {
       if (options.snapshot !== undefined)
-        throw new SpindleError('SNAPSHOT_NOT_FOUND', 'raw images have no snapshots');
-      return new DiskImage(new RawDriver(storage), storage, null, options.name);
+        throw new SpindleError('SNAPSHOT_NOT_FOUND', `${format} images have no snapshots`);
+      const driver = format === 'raw' ? new RawDriver(storage) : await openLuks(storage, unlocking(options));
+      return new DiskImage(driver, storage, null, options.name);
     }
     return await openQcow2(storage, options, chain);
   } catch (error) {
@@ -70,19 +87,51 @@ async function openQcow2(storage: Storage, options: OpenOptions, chain: readonly
       const name = metadata.known.dataFile;
       if (name === undefined)
         throw new SpindleError('DATA_FILE_NOT_FOUND', 'the image does not name its data file');
-      dataFile = (await gate({ kind: 'data file', name, format: 'raw', from: options.name })).storage;
+      dataFile = (
+        await gate({
+          kind: 'data file',
+          name,
+          format: 'raw',
+          write: options.write === true,
+          from: options.name,
+        })
+      ).storage;
     }
     if (metadata.backingName !== null && options.backing !== false) {
       backing = await openBacking(metadata.backingName, metadata.known.backingFormat, options, gate, chain);
     }
-    const driver = await Qcow2Driver.open(storage, metadata, dataFile, options.codec);
-    const shown = options.snapshot === undefined ? driver : await driver.openSnapshot(options.snapshot);
-    return new DiskImage(shown, storage, backing, options.name);
+    const plain = await unlockQcow2(storage, metadata, dataFile ?? storage, unlocking(options));
+    const driver = await qcow2Driver(storage, metadata, dataFile, backing !== null, plain, options);
+    return new DiskImage(driver, storage, backing, options.name);
   } catch (error) {
     await dataFile?.close().catch(() => undefined);
     await backing?.close().catch(() => undefined);
     throw error;
   }
+}
+
+async function qcow2Driver(
+  storage: Storage,
+  metadata: Metadata,
+  dataFile: Storage | null,
+  backed: boolean,
+  plain: PlainData | undefined,
+  options: OpenOptions,
+): Promise<FormatDriver> {
+  if (options.write !== true) {
+    const driver = await Qcow2Driver.open(storage, metadata, dataFile, options.codec, undefined, plain);
+    return options.snapshot === undefined ? driver : driver.openSnapshot(options.snapshot);
+  }
+  if (options.snapshot !== undefined)
+    throw new SpindleError('READ_ONLY', 'internal snapshots can only be read');
+  if (metadata.backingName !== null && !backed) {
+    throw new SpindleError('BAD_OPTION', 'an overlay cannot be written to without its backing file');
+  }
+  return Qcow2WriteDriver.open(storage, metadata, dataFile, options.codec, { backed, plain });
+}
+
+function unlocking({ name, secret, crypto }: OpenOptions): Unlocking {
+  return { name, secret, crypto };
 }
 
 async function openBacking(
@@ -95,15 +144,17 @@ async function openBacking(
   if (chain.length >= MAX_DEPTH) {
     throw new SpindleError('BACKING_TOO_DEEP', `the backing chain has more than ${String(MAX_DEPTH)} layers`);
   }
-  const opened = await gate({ kind: 'backing file', name, format, from: options.name });
+  const opened = await gate({ kind: 'backing file', name, format, write: false, from: options.name });
   if (chain.includes(opened.id)) {
     await opened.storage.close();
     throw loopError(opened);
   }
-  return openLayer(opened.storage, { codec: options.codec, gate, format, name: opened.name, id: opened.id }, [
-    ...chain,
-    opened.id,
-  ]);
+  const { codec, crypto, secret } = options;
+  return openLayer(
+    opened.storage,
+    { codec, crypto, secret, gate, format, name: opened.name, id: opened.id },
+    [...chain, opened.id],
+  );
 }
 
 /** The error of a backing chain that comes back to a file it has passed already. */
@@ -116,13 +167,13 @@ export function loopError(opened: Opened): SpindleError {
 
 /** A format name from a user or an image, checked. @throws SpindleError UNKNOWN_FORMAT */
 export function knownFormat(name: string | undefined): Format | undefined {
-  if (name === undefined || name === 'raw' || name === 'qcow2') return name;
-  throw new SpindleError('UNKNOWN_FORMAT', `unknown format '${name}'; spindle has raw and qcow2`);
+  if (name === undefined || name === 'raw' || name === 'qcow2' || name === 'luks') return name;
+  throw new SpindleError('UNKNOWN_FORMAT', `unknown format '${name}'; spindle has raw, qcow2 and luks`);
 }
 
 /** The format that the first bytes look like. Raw is what nothing else is. */
 export async function probeFormat(storage: Storage): Promise<Format> {
   const start = new Uint8Array(8);
   await readPadded(storage, start, 0);
-  return looksLikeQcow2(start) ? 'qcow2' : 'raw';
+  return looksLikeQcow2(start) ? 'qcow2' : looksLikeLuks(start) ? 'luks' : 'raw';
 }

@@ -39,6 +39,13 @@ export function checkBytes(fd: number, bytes: readonly number[]): void {
   for (const byte of bytes) checkWhole('a byte to lock', byte);
 }
 
+/** @throws RangeError unless `level` is one of zstd's from 1 to 22, and `limit` a number of bytes */
+export function checkCompression(level: number, limit: number): void {
+  checkWhole('limit', limit);
+  checkWhole('a compression level', level, 1);
+  if (level > 22) throw new RangeError(`a compression level is at most 22, not ${String(level)}`);
+}
+
 /** @throws RangeError unless `size` is 1 to 2^32 - 1 and `alignment` is a power of two up to 2^30 */
 export function checkBuffer(size: number, alignment: number): void {
   checkWhole('size', size, 1);

@@ -5,6 +5,7 @@ import { SpindleError } from '../core/errors.ts';
 import {
   checkBuffer,
   checkBytes,
+  checkCompression,
   checkDescriptor,
   checkExtentSizeHint,
   checkSpan,
@@ -32,6 +33,7 @@ interface Addon {
   unlockBytes(fd: number, bytes: readonly number[]): void;
   findLocked(fd: number, bytes: readonly number[]): number;
   zstdDecompress(source: Uint8Array, into: Uint8Array): Promise<void>;
+  zstdCompress(source: Uint8Array, level: number, limit: number): Promise<Uint8Array | null>;
 }
 
 /** Whether the addon is in use, where it is, and why it is not. */
@@ -191,6 +193,11 @@ function wrap(addon: Addon): Native {
 
     async zstdDecompress(source, into) {
       if (into.length > 0) await settle(addon.zstdDecompress(source, into), {});
+    },
+
+    async zstdCompress(source, level, limit) {
+      checkCompression(level, limit);
+      return settle(addon.zstdCompress(source, level, limit), {});
     },
   };
 }

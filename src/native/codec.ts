@@ -1,15 +1,24 @@
-import { constants, createInflateRaw } from 'node:zlib';
+import { constants, createInflateRaw, deflateRaw } from 'node:zlib';
 import type { Codec } from '../core/codec.ts';
 import { SpindleError } from '../core/errors.ts';
 
-/** Decompression for Node: deflate by node:zlib, on its thread pool, and zstd by the addon or its twin. */
+/** The codec for Node: deflate by node:zlib, on its thread pool, and zstd by the addon or its twin. */
 export const nodeCodec: Codec = {
   inflate,
   async zstd(source, into) {
     const { native } = await import('./binding.ts');
     await native().zstdDecompress(source, into);
   },
+  deflate,
+  async zstdCompress(source, limit) {
+    const { native } = await import('./binding.ts');
+    return native().zstdCompress(source, ZSTD_LEVEL, limit);
+  },
 };
+
+/** The default of both libraries, and what QEMU takes. */
+const DEFLATE_LEVEL = 6;
+const ZSTD_LEVEL = 3;
 
 /** zlib takes no smaller output buffer. */
 const MIN_CHUNK = 64;
@@ -43,6 +52,26 @@ function inflate(source: Uint8Array, into: Uint8Array): Promise<void> {
       reject(damaged(`the stream ends after ${String(filled)} of ${String(into.length)} bytes`));
     });
     stream.end(source);
+  });
+}
+
+/** The window is 4 KiB, since a reader of qcow2 need not have a larger one. */
+function deflate(source: Uint8Array, limit: number): Promise<Uint8Array | null> {
+  // A stream has 2 bytes at the least.
+  if (limit <= 2) return Promise.resolve(null);
+  return new Promise((resolve, reject) => {
+    const options = {
+      windowBits: 12,
+      memLevel: 9,
+      level: DEFLATE_LEVEL,
+      chunkSize: Math.max(MIN_CHUNK, limit),
+      maxOutputLength: limit - 1,
+    };
+    deflateRaw(source, options, (error, stream) => {
+      if (error === null) resolve(stream);
+      else if ('code' in error && error.code === 'ERR_BUFFER_TOO_LARGE') resolve(null);
+      else reject(error);
+    });
   });
 }
 

@@ -47,6 +47,10 @@ export const twins: Native = {
     const { decompressFrames } = await import('./zstd.ts');
     decompressFrames(source, into);
   },
+  async zstdCompress(source, level, limit) {
+    const { compressFrame } = await import('./zstd-encoder.ts');
+    return compressFrame(source, level, limit);
+  },
 };
 
 /** A range of bytes of a descriptor. */

@@ -85,6 +85,14 @@ export interface Native {
    * @throws BAD_COMPRESSED
    */
   zstdDecompress(source: Uint8Array, into: Uint8Array): Promise<void>;
+
+  /**
+   * Compresses `source` to one zstd frame with its content size and no checksum; null where the frame would have
+   * `limit` bytes or more. `source` must not change before this settles. The bytes of the twin may be others, as Node
+   * has a libzstd of its own, but they decompress to the same.
+   * @throws UNSUPPORTED (twin) on Node before 22.15, which has no zstd encoder
+   */
+  zstdCompress(source: Uint8Array, level: number, limit: number): Promise<Uint8Array | null>;
 }
 
 /** The modes of {@link Native.fallocate}. */

@@ -5,7 +5,7 @@ import { openLocked, type OpenFileOptions } from './open.ts';
 
 /**
  * Checks the metadata of the qcow2 image in a file, which stays locked against changes meanwhile.
- * @throws SpindleError UNSUPPORTED for a raw image, which has no metadata to check; as {@link openLocked}, and what
+ * @throws SpindleError UNSUPPORTED for a raw or LUKS image, which has no metadata to check; as {@link openLocked}, and what
  * {@link check} throws
  */
 export async function checkFile(
@@ -14,8 +14,8 @@ export async function checkFile(
 ): Promise<CheckResult> {
   const { storage, format } = await openLocked(path, options);
   try {
-    if (format === 'raw')
-      throw new SpindleError('UNSUPPORTED', 'raw images have no metadata to check', { path });
+    if (format !== 'qcow2')
+      throw new SpindleError('UNSUPPORTED', `${format} images have no metadata to check`, { path });
     return await check(storage, options);
   } catch (error) {
     if (error instanceof SpindleError) error.path ??= path;

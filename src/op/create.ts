@@ -1,18 +1,23 @@
 import type { AllocationPolicy } from '../core/allocation.ts';
 import { alignUp } from '../core/align.ts';
+import { wipe, type SecretSource } from '../core/crypto.ts';
 import { SpindleError } from '../core/errors.ts';
 import type { Working } from '../core/working.ts';
 import { localName } from '../core/path.ts';
+import { LUKS_DEFAULTS, resolveLuksOptions, type LuksOptions } from '../format/crypto/cipher-spec.ts';
+import { createLuks } from '../format/luks/create.ts';
 import {
   checkCreateOptions,
   createQcow2,
   QCOW2_DEFAULTS,
+  type Encrypting,
   type Qcow2CreateOptions,
 } from '../format/qcow2/create.ts';
 import type { Format } from '../format/open.ts';
 import { knownFormat } from '../format/open.ts';
 import { createRaw, type RawPreallocation } from '../format/raw/create.ts';
 import type { Storage } from '../core/storage.ts';
+import { nodeCrypto } from '../native/crypto.ts';
 import type { FileStorage } from '../storage/file.ts';
 import { replaceFile } from '../storage/replace.ts';
 import { lookBelow, refuseOverlap } from './create-guard.ts';
@@ -48,6 +53,8 @@ export interface CreateRequest extends Working {
   /** qemu's preallocation mode; may say the same as `allocation`, not another thing. */
   readonly preallocation?: Preallocation | undefined;
   readonly qcow2?: Qcow2Options | undefined;
+  /** Encrypt the disk: with qcow2 where this is present, with luks always. */
+  readonly encryption?: EncryptionRequest | undefined;
   readonly backing?:
     | {
         /** Recorded as given; a relative name starts in the directory of the new image. */
@@ -66,8 +73,18 @@ export interface CreateRequest extends Working {
   readonly extentSizeHint?: number | undefined;
   /** Told what will be created: when everything is decided and nothing stands against it, before it is written. */
   onStart?(created: Created): void;
-  /** Told what was asked for and could not be done, though the image is made. */
+  /** Told what was asked for and could not be done, though the image is made, or is unwise. */
   onWarning?(message: string): void;
+}
+
+/** How a new image is encrypted. */
+export interface EncryptionRequest {
+  /** Default luks. `aes`, which only qcow2 has, is weak: virtual machines no longer open it. */
+  readonly format?: 'luks' | 'aes' | undefined;
+  /** Asked once, when everything else is decided. */
+  readonly secret: SecretSource;
+  /** Options of LUKS; what is left out has qemu's default. */
+  readonly luks?: Partial<LuksOptions> | undefined;
 }
 
 /** What was created: every option as it took effect. */
@@ -78,6 +95,8 @@ export interface Created {
   readonly size: number;
   readonly preallocation: Preallocation;
   readonly qcow2: Qcow2CreateOptions | null;
+  /** The options of a LUKS volume that is an image by itself. */
+  readonly luks: LuksOptions | null;
 }
 
 /** Bytes. qemu sets it so that images grow in large extents. */
@@ -91,27 +110,58 @@ const MODE_OF: Readonly<Record<AllocationPolicy, Preallocation>> = {
 
 /**
  * Creates an image. An existing file of that name is replaced in one step, and only after everything else succeeded.
- * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, UNKNOWN_FORMAT, UNSUPPORTED, NO_SPACE, IN_USE, PERMISSION,
+ * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, ENCRYPTED (no secret was given), UNKNOWN_FORMAT, UNSUPPORTED, NO_SPACE, IN_USE, PERMISSION,
  * NOT_FOUND, NOT_A_FILE, BACKING_NOT_FOUND and what opening the backing chain throws
  */
 export async function create(request: CreateRequest): Promise<Created> {
   const created = await decide(request);
-  const path = fileName(request.path);
-  if (created.qcow2 === null) {
-    await replaceFile(path, async (storage) => {
-      await prepare(storage, request);
-      request.onStart?.(created);
-      await createRaw(storage, created.size, created.preallocation as RawPreallocation, request);
-    });
+  const method = created.luks === null ? created.qcow2?.encryption?.format : 'luks';
+  const encrypting = method === undefined ? null : await askSecret(request, method);
+  if (method === 'aes')
+    request.onWarning?.('the encryption format aes is weak and virtual machines refuse it; luks is better');
+  try {
+    if (created.qcow2 === null) await createFlat(request, created, encrypting);
+    else await createLayered(request, created, created.qcow2, encrypting);
     return created;
+  } finally {
+    wipe(encrypting?.secret);
   }
-  const options = created.qcow2;
+}
+
+async function askSecret(request: CreateRequest, method: 'luks' | 'aes'): Promise<Encrypting> {
+  const secret = (await request.encryption?.secret({ name: request.path, method })) ?? null;
+  if (secret !== null) return { secret, crypto: await nodeCrypto() };
+  throw new SpindleError('ENCRYPTED', 'an encrypted image needs a secret, and none was given');
+}
+
+/** An image without tables: raw, or a LUKS volume. */
+async function createFlat(
+  request: CreateRequest,
+  created: Created,
+  encrypting: Encrypting | null,
+): Promise<void> {
+  const { size, luks } = created;
+  const preallocation = created.preallocation as RawPreallocation;
+  await replaceFile(fileName(request.path), async (storage) => {
+    await prepare(storage, request);
+    request.onStart?.(created);
+    if (luks === null || encrypting === null) await createRaw(storage, size, preallocation, request);
+    else await createLuks(storage, { size, preallocation, luks, ...encrypting }, request);
+  });
+}
+
+async function createLayered(
+  request: CreateRequest,
+  created: Created,
+  options: Qcow2CreateOptions,
+  encrypting: Encrypting | null,
+): Promise<void> {
   const withDataFile = async (storage: FileStorage, dataFile: Storage | null): Promise<void> => {
     await prepare(storage, request);
     request.onStart?.(created);
-    await createQcow2(storage, options, dataFile, request);
+    await createQcow2(storage, options, dataFile, request, encrypting);
   };
-  await replaceFile(path, async (storage) => {
+  await replaceFile(fileName(request.path), async (storage) => {
     if (options.dataFile === null) await withDataFile(storage, null);
     else {
       await replaceFile(fileName(options.dataFile), async (dataFile) => {
@@ -120,7 +170,6 @@ export async function create(request: CreateRequest): Promise<Created> {
       });
     }
   });
-  return created;
 }
 
 function fileName(path: string): string {
@@ -155,29 +204,49 @@ async function decide(request: CreateRequest): Promise<Created> {
   if (!Number.isSafeInteger(hint) || hint < 0 || hint >= 2 ** 32) {
     throw bad(`extent_size_hint must be smaller than 4G, not ${String(hint)}`);
   }
-  if (format === 'raw') {
-    if (request.backing !== undefined) throw bad('raw images have no backing file; use --format qcow2');
+  const luks = luksOptions(request, format);
+  if (format !== 'qcow2') {
+    if (request.backing !== undefined) throw bad(`${format} images have no backing file; use --format qcow2`);
     if (request.qcow2 !== undefined && Object.keys(request.qcow2).length > 0) {
-      throw bad(`raw images do not have the option ${Object.keys(request.qcow2).join(', ')}`);
+      throw bad(`${format} images do not have the option ${Object.keys(request.qcow2).join(', ')}`);
     }
     if (preallocation === 'metadata')
-      throw bad('raw images have no metadata to preallocate; use off, falloc or full');
+      throw bad(`${format} images have no metadata to preallocate; use off, falloc or full`);
   }
   const size = alignUp(await sizeOf(request), 512);
   if (!Number.isSafeInteger(size)) throw new SpindleError('BAD_SIZE', 'sizes end below 8 PiB (2^53 bytes)');
-  const base = { path: request.path, format, size, preallocation };
-  if (format === 'raw') return { ...base, qcow2: null };
+  const base = { path: request.path, format, size, preallocation, luks: format === 'luks' ? luks : null };
+  if (format !== 'qcow2') return { ...base, qcow2: null };
   const qcow2: Qcow2CreateOptions = {
     ...QCOW2_DEFAULTS,
     ...request.qcow2,
     size,
     preallocation,
     dataFile: request.qcow2?.dataFile ?? null,
+    encryption:
+      luks === null
+        ? null
+        : request.encryption?.format === 'aes'
+          ? { format: 'aes' }
+          : { format: 'luks', luks },
     backing:
       request.backing === undefined ? null : { name: request.backing.name, format: request.backing.format },
   };
   checkCreateOptions(qcow2);
   return { ...base, qcow2 };
+}
+
+/** The options of LUKS as they take effect; null where nothing is encrypted. @throws SpindleError BAD_OPTION */
+function luksOptions({ encryption }: CreateRequest, format: Format): LuksOptions | null {
+  if (format === 'luks') {
+    if (encryption?.format === 'aes') throw bad('a luks image is encrypted with luks, not with aes');
+  } else if (encryption === undefined) return null;
+  else if (format === 'raw') throw bad('raw images are not encrypted; use --format luks, or qcow2');
+  if (encryption?.format === 'aes' && Object.keys(encryption.luks ?? {}).length > 0)
+    throw bad('the encryption format aes has no options: they are those of luks');
+  const options = { ...LUKS_DEFAULTS, ...encryption?.luks };
+  resolveLuksOptions(options);
+  return options;
 }
 
 function preallocationOf(request: CreateRequest): Preallocation {

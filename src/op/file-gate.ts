@@ -11,7 +11,7 @@ export interface FileGateOptions {
 }
 
 /**
- * The gate for images in files: opens local files, read-only, and nothing else. A relative backing file name starts in
+ * The gate for images in files: opens local files and nothing else, for reading but for the data file of an image that is written to. A relative backing file name starts in
  * the directory of the image. A relative data file name does so too; qemu starts it in the current directory, so where
  * only that one exists it is taken, and where both exist as different files the reference is refused as ambiguous.
  */
@@ -28,7 +28,7 @@ export function fileGate(options: FileGateOptions = {}): Gate {
 async function openReferenced(reference: Reference, path: string, options: FileGateOptions): Promise<Opened> {
   let storage: FileStorage;
   try {
-    storage = await openFile(path);
+    storage = await openFile(path, { write: reference.write });
   } catch (error) {
     if (!isSpindleError(error)) throw error;
     if (error.code === 'NOT_A_FILE')
@@ -46,7 +46,7 @@ async function openReferenced(reference: Reference, path: string, options: FileG
     });
   }
   try {
-    await lockImage(storage, options.share ? 'snoop' : 'read');
+    await lockImage(storage, options.share ? 'snoop' : reference.write ? 'write' : 'read');
     return { storage, name: path, id: storage.identity };
   } catch (error) {
     await storage.close();

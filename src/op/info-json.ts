@@ -1,4 +1,4 @@
-import type { LuksHeader } from '../format/qcow2/luks.ts';
+import type { LuksHeader } from '../format/crypto/luks-header.ts';
 import type { Snapshot } from '../format/qcow2/snapshot.ts';
 import { shownFileLength, type ImageInfo, type Qcow2Info } from './info.ts';
 
@@ -29,6 +29,7 @@ export function infoJson(image: ImageInfo): { [key: string]: Json } {
       : { 'backing-filename-format': image.backingFormat }),
     ...(image.snapshots.length === 0 ? {} : { snapshots: image.snapshots.map(snapshotJson) }),
     ...(image.qcow2 === null ? {} : { 'format-specific': { type: 'qcow2', data: qcow2Json(image.qcow2) } }),
+    ...(image.luks === null ? {} : { 'format-specific': { type: 'luks', data: luksJson(image.luks) } }),
     ...(image.allocation === null ? {} : { allocation: { ...image.allocation } }),
   };
 }
@@ -80,16 +81,20 @@ function qcow2Json(qcow2: Qcow2Info): Json {
     'refcount-bits': qcow2.refcountBits,
     ...(qcow2.encryption === null
       ? {}
-      : { encrypt: qcow2.encryption === 'aes' ? { format: 'aes' } : luksJson(qcow2.encryption) }),
+      : {
+          encrypt:
+            qcow2.encryption === 'aes'
+              ? { format: 'aes' }
+              : { format: 'luks', ...luksJson(qcow2.encryption) },
+        }),
     ...(qcow2.dataFile === null ? {} : { 'data-file': qcow2.dataFile, 'data-file-raw': qcow2.dataFileRaw }),
     ...(qcow2.compat === '0.10' ? {} : { corrupt: qcow2.corrupt, 'extended-l2': qcow2.extendedL2 }),
   };
 }
 
-function luksJson(luks: LuksHeader): Json {
+function luksJson(luks: LuksHeader): { [key: string]: Json } {
   const [mode = '', generator = '', hash] = luks.cipherMode.split(/[-:]/);
   return {
-    format: 'luks',
     'cipher-alg': cipherAlgorithm(luks, mode),
     'cipher-mode': mode,
     'ivgen-alg': generator,

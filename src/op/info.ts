@@ -5,7 +5,10 @@ import { Qcow2Driver } from '../format/qcow2/driver.ts';
 import { DiskImage } from '../format/disk-image.ts';
 import type { Format } from '../format/open.ts';
 import { BitmapFlag, Autoclear, Compatible, CryptMethod, Incompatible } from '../format/qcow2/layout.ts';
-import type { LuksHeader } from '../format/qcow2/luks.ts';
+import { lockedData } from '../format/crypto/encrypted-storage.ts';
+import type { LuksHeader } from '../format/crypto/luks-header.ts';
+import { readLuksPlace } from '../format/crypto/luks-slots.ts';
+import { LuksDriver } from '../format/luks/driver.ts';
 import { readMetadata, type Metadata } from '../format/qcow2/metadata.ts';
 import type { Snapshot } from '../format/qcow2/snapshot.ts';
 import { RawDriver } from '../format/raw/driver.ts';
@@ -60,6 +63,8 @@ export interface ImageInfo {
   readonly backingPath: string | null;
   readonly snapshots: readonly Snapshot[];
   readonly qcow2: Qcow2Info | null;
+  /** The header of a LUKS volume that is an image by itself. */
+  readonly luks: LuksHeader | null;
   /** How the disk lies on the host; null where that was not asked for or cannot be told. */
   readonly allocation: HostUsage | null;
   /** What a person should know about the image as it stands. */
@@ -86,7 +91,8 @@ const AUTO_TABLES = 16 * 1024 * 1024;
 export async function info(path: string, options: InfoOptions = {}): Promise<ImageInfo> {
   const { storage, format } = await openLocked(path, options);
   try {
-    return format === 'raw' ? await rawInfo(storage, path, options) : await qcow2Info(storage, path, options);
+    if (format === 'qcow2') return await qcow2Info(storage, path, options);
+    return await flatInfo(storage, format, path, options);
   } catch (error) {
     if (error instanceof SpindleError) error.path ??= path;
     throw error;
@@ -149,22 +155,30 @@ async function common(
   };
 }
 
-async function rawInfo(storage: FileStorage, path: string, options: InfoOptions): Promise<ImageInfo> {
-  const driver = new RawDriver(storage);
+/** Of an image without tables: raw, or a LUKS volume. */
+async function flatInfo(
+  storage: FileStorage,
+  format: 'raw' | 'luks',
+  path: string,
+  options: InfoOptions,
+): Promise<ImageInfo> {
+  const luks = format === 'luks' ? (await readLuksPlace(storage, 0)).header : null;
+  const driver = luks === null ? new RawDriver(storage) : new LuksDriver(storage, luks, lockedData);
   const wanted = options.allocation === true || options.allocation === 'auto';
   return {
     path,
-    format: 'raw',
+    format,
     virtualSize: driver.size,
     ...(await common(storage)),
     clusterSize: null,
-    encrypted: false,
+    encrypted: luks !== null,
     dirty: false,
     backingName: null,
     backingFormat: null,
     backingPath: null,
     snapshots: [],
     qcow2: null,
+    luks,
     allocation: wanted ? await hostUsage(new DiskImage(driver, storage, null, path)) : null,
     warnings: [],
   };
@@ -206,6 +220,7 @@ async function qcow2Info(storage: FileStorage, path: string, options: InfoOption
         ],
       })),
     },
+    luks: null,
     allocation: wanted ? await qcow2Usage(storage, metadata, path, options) : null,
     warnings: metadata.warnings,
   };
@@ -235,6 +250,7 @@ async function qcow2Usage(
       kind: 'data file',
       name,
       format: 'raw',
+      write: false,
       from: path,
     });
     try {

@@ -1,20 +1,21 @@
+import { bytesOf } from '../core/bytes.ts';
 import { SpindleError } from '../core/errors.ts';
 import { localName } from '../core/path.ts';
 import type { Gate } from '../format/gate.ts';
 import type { Image } from '../format/image.ts';
 import { knownFormat, openImage, probeFormat, type Format } from '../format/open.ts';
-import { Incompatible } from '../format/qcow2/layout.ts';
-import { readMetadata } from '../format/qcow2/metadata.ts';
+import type { SecretSource } from '../core/crypto.ts';
 import { nodeCodec } from '../native/codec.ts';
+import { nodeCrypto } from '../native/crypto.ts';
 import { openFile, type FileStorage } from '../storage/file.ts';
 import { lockImage, type LockUse } from '../storage/lock.ts';
 import { fileGate } from './file-gate.ts';
 
 /** How an image file is opened. */
 export interface OpenFileOptions {
-  /** `raw` or `qcow2`. Default: told from the first bytes, which the guest of a raw image controls. */
+  /** `raw`, `qcow2` or `luks`. Default: told from the first bytes, which the guest of a raw image controls. */
   readonly format?: string | undefined;
-  /** Open for writing too. In this version raw images only. */
+  /** Open for writing too. Needs the image for itself: no other writer, and readers only with -U. */
   readonly write?: boolean | undefined;
   /** Do not keep others from using the image, and do not mind that they do (-U). Reading only. */
   readonly share?: boolean | undefined;
@@ -26,22 +27,35 @@ export interface OpenFileOptions {
   readonly snapshot?: string | undefined;
   /** Who decides about backing and data files. Default: local files are opened, everything else is refused. */
   readonly gate?: Gate | undefined;
+  /**
+   * Gives the secrets of encrypted images, those of backing files too; see {@link secretOf} for one that is known.
+   * Without it they open, and can be mapped, but not read.
+   */
+  readonly secret?: SecretSource | undefined;
+}
+
+/** A source that gives this secret to each image that asks: a text as UTF-8, or the very bytes. */
+export function secretOf(secret: string | Uint8Array): SecretSource {
+  return () => Promise.resolve(typeof secret === 'string' ? bytesOf(secret) : secret.slice());
 }
 
 /**
  * Opens the image in a file or block device: its format, its data file and its backing chain. The image is a
  * {@link Storage} of the guest's disk. The file stays locked, as qemu locks it, until the image is closed.
  * @throws SpindleError NOT_FOUND, PERMISSION, NOT_A_FILE, IN_USE, UNKNOWN_FORMAT, UNSUPPORTED, BACKING_NOT_FOUND,
- * BACKING_LOOP, DATA_FILE_NOT_FOUND, and the codes of the format's validation
+ * BACKING_LOOP, DATA_FILE_NOT_FOUND, BAD_SECRET, and the codes of the format's validation
  */
 export async function openImageFile(path: string, options: OpenFileOptions = {}): Promise<Image> {
   const { storage, format } = await openLocked(path, options);
   return openImage(storage, {
     format,
     codec: nodeCodec,
+    crypto: nodeCrypto,
+    secret: options.secret,
     gate: options.gate ?? fileGate({ share: options.share }),
     backing: options.backing,
     snapshot: options.snapshot,
+    write: options.write,
     name: path,
     id: storage.identity,
   });
@@ -65,7 +79,6 @@ export async function openLocked(
   const storage = await openFile(file, { write: options.write === true, direct: options.direct === true });
   try {
     const format = wanted ?? (await probeFormat(storage));
-    if (options.write === true && format === 'qcow2') await refuseWriting(storage);
     await lockImage(storage, lockUse(format, options));
     return { storage, format };
   } catch (error) {
@@ -73,18 +86,6 @@ export async function openLocked(
     if (error instanceof SpindleError) error.path ??= path;
     throw error;
   }
-}
-
-/** @throws SpindleError CORRUPT, UNSUPPORTED, and what reading the header throws */
-async function refuseWriting(storage: FileStorage): Promise<never> {
-  const { header } = await readMetadata(storage, 'info');
-  if ((header.incompatible.lo & Incompatible.CORRUPT) !== 0) {
-    throw new SpindleError(
-      'CORRUPT',
-      'the image is marked corrupt and must not be written to before it is repaired',
-    );
-  }
-  throw new SpindleError('UNSUPPORTED', 'this version of spindle writes raw images only, not qcow2');
 }
 
 function lockUse(format: Format, options: Pick<OpenFileOptions, 'write' | 'share'>): LockUse {

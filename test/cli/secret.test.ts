@@ -1,9 +1,9 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { isSpindleError } from '../../src/core/errors.ts';
 import { secretObjects, secretSource } from '../../src/cli/secret.ts';
-import { spindle } from '../tool/cli.ts';
+import { builtCli, spindle } from '../tool/cli.ts';
 import { encryptedSource, openEncrypted } from '../tool/encrypted.ts';
 import * as qemu from '../tool/qemu.ts';
 import { tempDir } from '../tool/temp.ts';
@@ -52,6 +52,8 @@ describe('secrets of the command line', () => {
 });
 
 qemu.describeWithQemu('create with encryption', () => {
+  beforeAll(builtCli, 120_000);
+
   it('prints the line of qemu-img, and makes what qemu opens', async () => {
     const cwd = tempDir();
     const object = ['--object', 'secret,id=s,data=spindle'];

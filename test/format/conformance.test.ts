@@ -62,7 +62,7 @@ for (const [name, options] of Object.entries({
   'extended L2 entries': { clusterSize: 16384, extendedL2: true },
 })) {
   storageSuite(`qcow2 in a file, written to: ${name}`, {
-    can: { ...canOfFiles, resize: false },
+    can: canOfFiles,
     sizeGranularity: SECTOR,
     make: async (content) => {
       const path = tempPath('disk.qcow2');

@@ -1,10 +1,11 @@
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { deflateRawSync } from 'node:zlib';
+import { deflateRawSync, inflateRawSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { native } from '../../src/native/binding.ts';
 import { nodeCodec } from '../../src/native/codec.ts';
 import { twins } from '../../src/native/fallback.ts';
+import { encoderHere } from '../../src/native/zstd-encoder.ts';
 import { addonHere, have, outcome, randomFrom, seed } from './help.ts';
 
 const random = randomFrom(seed);
@@ -84,6 +85,46 @@ describe('inflate', () => {
 
   it('no bytes wanted, none looked at', async () => {
     expect(await inflate(Buffer.from('junk'), 0)).toEqual({ value: hash(Buffer.alloc(0)) });
+  });
+});
+
+describe('deflate', () => {
+  it.each([512, 4096, 65536, 2 ** 21])('gives a stream of %i bytes that inflates', async (length) => {
+    const data = sample(length);
+    const stream = await nodeCodec.deflate(data, length);
+    if (stream === null) throw new Error('it does not become smaller');
+    expect(stream.length).toBeLessThan(length);
+    const into = Buffer.alloc(length);
+    await nodeCodec.inflate(stream, into);
+    expect(hash(into)).toBe(hash(data));
+    expect(hash(inflateRawSync(stream))).toBe(hash(data));
+  });
+
+  // A decoder that is given little room at a time has nothing but its window to look back at.
+  const inWindow = (stream: Uint8Array): Buffer => inflateRawSync(stream, { windowBits: 12, chunkSize: 64 });
+
+  it.each([300, 3000, 3834, 4000, 4096, 4200, 5000, 8000, 20_000, 32_000])(
+    'repeats from %i bytes back need no more than a window of 4 KiB',
+    async (distance) => {
+      const unit = Buffer.from(Array.from({ length: distance }, () => random(256)));
+      const data = Buffer.concat([unit, unit, unit, Buffer.alloc(100_000)]);
+      const stream = await nodeCodec.deflate(data, data.length);
+      if (stream === null) throw new Error('it does not become smaller');
+      expect(hash(inWindow(stream))).toBe(hash(data));
+      const wide = deflateRawSync(data, { windowBits: 15 });
+      if (distance > 4160) expect(() => inWindow(wide)).toThrow('too far back');
+    },
+  );
+
+  it('and never one that is not smaller than the limit', async () => {
+    const noise = Buffer.from(Array.from({ length: 65536 }, () => random(256)));
+    expect(await nodeCodec.deflate(noise, 65536)).toBeNull();
+    const data = sample(65536);
+    const stream = await nodeCodec.deflate(data, 65536);
+    const length = stream?.length ?? 0;
+    expect(await nodeCodec.deflate(data, length)).toBeNull();
+    expect((await nodeCodec.deflate(data, length + 1))?.length).toBe(length);
+    for (const limit of [0, 1, 2, 3]) expect(await nodeCodec.deflate(data, limit)).toBeNull();
   });
 });
 
@@ -194,6 +235,61 @@ describe.each(sides)('zstd by the $kind', (side) => {
   it('no bytes wanted, none looked at', async () => {
     expect(await decode(Buffer.from('junk'), 0)).toEqual({ value: hash(Buffer.alloc(0)) });
   });
+});
+
+const encoders = [...(addonHere ? [native()] : []), ...(encoderHere() ? [twins] : [])];
+
+describe.runIf(encoders.length > 0).each(encoders)('a zstd frame made by the $kind', (side) => {
+  it.each([1, 512, 4096, 65536, 2 ** 21])(
+    'of %i bytes is decoded by the addon and the twin',
+    async (length) => {
+      for (const level of [1, 3, 19]) {
+        const data = sample(length);
+        const frame = await side.zstdCompress(data, level, length + 64);
+        if (frame === null) throw new Error('no frame');
+        for (const decoder of sides) {
+          const into = Buffer.alloc(length);
+          await decoder.zstdDecompress(frame, into);
+          expect(hash(into)).toBe(hash(data));
+        }
+      }
+    },
+  );
+
+  it('says its size, has no checksum, and is smaller than the limit', async () => {
+    const data = sample(65536);
+    const frame = await side.zstdCompress(data, 3, 65536);
+    if (frame === null) throw new Error('it does not become smaller');
+    expect(Buffer.from(frame.subarray(0, 7)).toString('hex')).toBe('28b52ffd6000ff');
+    expect(await side.zstdCompress(data, 3, frame.length)).toBeNull();
+    expect((await side.zstdCompress(data, 3, frame.length + 1))?.length).toBe(frame.length);
+    if (side === native()) {
+      expect(hash((await nodeCodec.zstdCompress(data, 65536)) ?? Buffer.alloc(0))).toBe(hash(frame));
+    }
+    const noise = Buffer.from(Array.from({ length: 65536 }, () => random(256)));
+    expect(await side.zstdCompress(noise, 3, 65536)).toBeNull();
+    expect(await side.zstdCompress(data, 3, 0)).toBeNull();
+  });
+
+  it('refuses levels and limits that are none', async () => {
+    for (const [level, limit] of [[0, 9] as const, [23, 9] as const, [1.5, 9] as const, [3, -1] as const]) {
+      expect(await outcome(() => side.zstdCompress(TEXT, level, limit))).toEqual({ thrown: 'RangeError' });
+    }
+  });
+
+  it('many at once', async () => {
+    const data = Array.from({ length: 64 }, () => sample(65536));
+    const frames = await Promise.all(data.map((bytes) => side.zstdCompress(bytes, 3, 65536)));
+    for (const [index, frame] of frames.entries()) {
+      const into = Buffer.alloc(65536);
+      await side.zstdDecompress(frame ?? Buffer.alloc(0), into);
+      expect(hash(into)).toBe(hash(data[index] ?? Buffer.alloc(0)));
+    }
+  });
+});
+
+it.skipIf(encoderHere())('the twin says what is missing where Node has no zstd encoder', async () => {
+  expect(await outcome(() => twins.zstdCompress(TEXT, 3, 3000))).toEqual({ code: 'UNSUPPORTED' });
 });
 
 describe.runIf(addonHere)(`zstd: the addon and its twin agree (seed ${String(seed)})`, () => {

@@ -50,7 +50,7 @@ interface Recorded {
 }
 
 function openBacking(options: Partial<Qcow2CreateOptions>): Promise<Image | null> {
-  if (options.backing == null) return Promise.resolve(null);
+  if (options.backing === undefined || options.backing === null) return Promise.resolve(null);
   return openImage(MemoryStorage.from(BASE, { readOnly: true }), { format: 'raw', codec: nodeCodec });
 }
 

@@ -10,6 +10,7 @@ import { define as create } from './create.ts';
 import { define as doctor } from './doctor.ts';
 import { define as info } from './info.ts';
 import { define as map } from './map.ts';
+import { define as resize } from './resize.ts';
 import { define as snapshot } from './snapshot.ts';
 
 const SCRIPTS = { bash: bashScript, zsh: zshScript, fish: fishScript };
@@ -29,7 +30,7 @@ export const { define, run } = verb((program) =>
   )
     .addArgument(new Argument('<SHELL>', 'the shell').choices(Object.keys(SCRIPTS)))
     .action((shell: Shell) => {
-      const definitions = { create, info, map, check, snapshot, doctor, completion: define };
+      const definitions = { create, info, map, check, resize, snapshot, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
       out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));
     }),

@@ -2,8 +2,8 @@ import { Option } from 'commander';
 import { ALLOCATION_POLICIES, type AllocationPolicy } from '../../core/allocation.ts';
 import { printable, SpindleError } from '../../core/errors.ts';
 import { parseSize } from '../../core/size.ts';
-import { knownFormat } from '../../format/open.ts';
-import { create, type CreateRequest, type Preallocation } from '../../op/create.ts';
+import { knownFormat, type Format } from '../../format/open.ts';
+import { create, type CreateRequest, type EncryptionRequest, type Preallocation } from '../../op/create.ts';
 import { collect, formatOption, newCommand, verb } from '../command-line.ts';
 import { createOptionsHelp, parseCreateOptions, type Given } from '../create-options.ts';
 import { formattingLine } from '../formatting-line.ts';
@@ -11,9 +11,10 @@ import { interruptible } from '../interrupt.ts';
 import { progressOption, progressTo, type ProgressForm } from '../progress.ts';
 import { warn } from '../report.ts';
 import { out } from '../output.ts';
-import { checkObjects, objectOption } from '../source.ts';
+import { secretObjects, secretSource, type SecretFlags } from '../secret.ts';
+import { objectOption, secretFileOption } from '../source.ts';
 
-interface Flags {
+interface Flags extends SecretFlags {
   readonly format?: string;
   readonly options: readonly string[];
   readonly backing?: string;
@@ -22,7 +23,6 @@ interface Flags {
   readonly allocation?: AllocationPolicy;
   readonly quiet?: boolean;
   readonly progress: ProgressForm;
-  readonly object: readonly string[];
 }
 
 /** The command line of `create`. */
@@ -39,6 +39,10 @@ export const { define, run } = verb((program) =>
       ],
       ['-f qcow2 -b base.qcow2 -F qcow2 top.qcow2', 'an overlay that holds what differs from base.qcow2'],
       ['-f qcow2 -o cluster_size=1M,compression_type=zstd disk.qcow2 1T', 'options of the format'],
+      [
+        '-f qcow2 -o encrypt.format=luks --secret-file key.txt disk.qcow2 20G',
+        'an encrypted image; without --secret-file the passphrase is asked for',
+      ],
       ['-f qcow2 -o help', 'list the options of the format'],
     ],
   )
@@ -62,6 +66,7 @@ export const { define, run } = verb((program) =>
     .option('-q, --quiet', 'print nothing')
     .addOption(progressOption())
     .addOption(objectOption())
+    .addOption(secretFileOption())
     .action((file: string | undefined, size: string | undefined, flags: Flags) =>
       work(program, file, size, flags),
     ),
@@ -73,7 +78,7 @@ async function work(
   size: string | undefined,
   flags: Flags,
 ): Promise<void> {
-  checkObjects(flags.object);
+  secretObjects(flags.object);
   const format = knownFormat(flags.format) ?? 'raw';
   const given = parseCreateOptions(format, flags.options);
   if (given === 'help') {
@@ -81,7 +86,8 @@ async function work(
     return;
   }
   if (file === undefined) throw new SpindleError('BAD_OPTION', 'name the file to create');
-  const request = requestOf(file, size, flags, given);
+  const encryption = encryptionOf(format, flags, given);
+  const request = { ...requestOf(file, size, flags, given), ...(encryption === null ? {} : { encryption }) };
   const progress = progressTo(flags.quiet === true ? 'none' : flags.progress);
   try {
     await create({
@@ -153,6 +159,37 @@ function requestOf(
     noCow: values.nocow,
     extentSizeHint: values.extent_size_hint,
   };
+}
+
+/** What the options say of encryption; null where nothing is to be encrypted. */
+function encryptionOf(
+  format: Format,
+  flags: Flags,
+  given: ReadonlyMap<string, Given>,
+): EncryptionRequest | null {
+  const prefix = format === 'luks' ? '' : 'encrypt.';
+  const text = (name: string): string | undefined => given.get(prefix + name)?.value as string | undefined;
+  const asked = format === 'luks' ? 'luks' : (text('format') as 'luks' | 'aes' | undefined);
+  const old = given.get('encryption')?.value;
+  const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message);
+  if (old !== undefined && asked !== undefined)
+    throw bad('encryption and encrypt.format say the same; use the latter');
+  const method = old === true ? 'aes' : asked;
+  if (method === undefined) {
+    const other = [...given.keys()].find((name) => name.startsWith('encrypt.'));
+    if (other !== undefined) throw bad(`${other} needs encrypt.format=luks`);
+    return null;
+  }
+  const iterTime = given.get(`${prefix}iter-time`)?.value as number | undefined;
+  const luks = defined({
+    cipherAlg: text('cipher-alg'),
+    cipherMode: text('cipher-mode'),
+    ivgenAlg: text('ivgen-alg'),
+    ivgenHashAlg: text('ivgen-hash-alg'),
+    hashAlg: text('hash-alg'),
+    iterTime,
+  });
+  return { format: method, secret: secretSource(flags, text('key-secret'), true), luks };
 }
 
 function backingOf(file: string, flags: Flags, given: ReadonlyMap<string, Given>): CreateRequest['backing'] {

@@ -32,6 +32,11 @@ export class CompressedClusters {
     return this.#cache.load(place.offset, () => this.#decompress(place));
   }
 
+  /** Another stream lies at host offset `offset` from now on. Nobody may be reading the one before it. */
+  forget(offset: number): void {
+    this.#cache.delete(offset);
+  }
+
   async #decompress(place: CompressedPlace): Promise<Uint8Array> {
     // The sectors may hold the start of a neighbour after the stream, and the file may end before they do.
     const source = new Uint8Array(place.length);

@@ -1,11 +1,16 @@
 import { isPowerOfTwo } from '../../core/align.ts';
 import { fillWithZeroes, reservable } from '../../core/allocation.ts';
 import { bytesOf, setU64, viewOf } from '../../core/bytes.ts';
+import type { Crypto } from '../../core/crypto.ts';
 import { SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
 import { stopIfAborted, type Working } from '../../core/working.ts';
-import { COPIED, offsetHi, offsetLo } from './entry.ts';
-import { encodeExtensions, encodeFeatureNames, type Extension } from './extensions.ts';
+import { resolveLuksOptions, type LuksOptions } from '../crypto/cipher-spec.ts';
+import { plainData, type PlainData } from '../crypto/encrypted-storage.ts';
+import { luksLength, makeLuks } from '../crypto/luks-create.ts';
+import { legacyCipher } from '../crypto/sector-cipher.ts';
+import { COPIED, offsetHi, offsetLo, ZERO } from './entry.ts';
+import { encodeCryptoExtension, encodeExtensions, encodeFeatureNames, type Extension } from './extensions.ts';
 import { encodeHeader, type Header } from './header.ts';
 import {
   Autoclear,
@@ -37,6 +42,17 @@ export interface Qcow2CreateOptions {
   /** Name of the external data file as it is to be recorded, or null. */
   readonly dataFile: string | null;
   readonly dataFileRaw: boolean;
+  readonly encryption: Qcow2Encryption | null;
+}
+
+/** How a new image is encrypted. `aes` is the first, weak kind, which virtual machines no longer open. */
+export type Qcow2Encryption =
+  { readonly format: 'luks'; readonly luks: LuksOptions } | { readonly format: 'aes' };
+
+/** What creating an encrypted image needs besides its options. The caller wipes the secret. */
+export interface Encrypting {
+  readonly crypto: Crypto;
+  readonly secret: Uint8Array;
 }
 
 /** The options of an image about which nothing was said. */
@@ -51,6 +67,7 @@ export const QCOW2_DEFAULTS: Omit<Qcow2CreateOptions, 'size'> = {
   backing: null,
   dataFile: null,
   dataFileRaw: false,
+  encryption: null,
 };
 
 /**
@@ -90,6 +107,7 @@ export function checkCreateOptions(options: Qcow2CreateOptions): void {
       throw bad('the backing format name is too long');
   }
   if (options.dataFile === '') throw bad('data_file needs a name');
+  if (options.encryption !== null) checkEncryption(options, options.encryption);
   encodeFirstCluster(options, planImage(planned(options)));
 }
 
@@ -97,16 +115,43 @@ function isPowerIn(value: number, from: number, to: number): boolean {
   return value >= from && value <= to && isPowerOfTwo(value);
 }
 
+/**
+ * Space that is mapped but not written reads as noise once it is decrypted: version 3 can call it zero all the same.
+ */
+function checkEncryption(options: Qcow2CreateOptions, encryption: Qcow2Encryption): void {
+  if (encryption.format === 'luks') resolveLuksOptions(encryption.luks);
+  if (options.dataFileRaw) {
+    throw new SpindleError(
+      'BAD_OPTION',
+      'data_file_raw=on promises a data file that is readable as a raw image; encryption makes that impossible',
+    );
+  }
+  if (options.version === 2 && ['metadata', 'falloc'].includes(options.preallocation)) {
+    throw new SpindleError(
+      'BAD_OPTION',
+      `preallocation=${options.preallocation} of an encrypted image needs compat=1.1, which can mark space as zero ` +
+        'before it is written; use compat=1.1 or preallocation=full',
+    );
+  }
+}
+
 /** data_file_raw promises that the data file is the disk, so everything is mapped from the start. */
 function planned(options: Qcow2CreateOptions): Parameters<typeof planImage>[0] {
   const externalData = options.dataFile !== null;
   const mapAll = options.dataFileRaw && options.preallocation === 'off';
-  return { ...options, externalData, preallocation: mapAll ? 'metadata' : options.preallocation };
+  const { encryption } = options;
+  const encryptionHeader = encryption?.format === 'luks' ? luksLength(encryption.luks) : 0;
+  return {
+    ...options,
+    externalData,
+    encryptionHeader,
+    preallocation: mapAll ? 'metadata' : options.preallocation,
+  };
 }
 
 /**
  * Writes a new image into the empty `storage`, and prepares the empty `dataFile` where the image has one. The image
- * reads as zeroes, or as its backing file.
+ * reads as zeroes, or as its backing file. `encrypting` is needed where the options ask for encryption.
  * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, NO_SPACE, UNSUPPORTED, ABORTED
  */
 export async function createQcow2(
@@ -114,6 +159,7 @@ export async function createQcow2(
   options: Qcow2CreateOptions,
   dataFile: Storage | null = null,
   working: Working = {},
+  encrypting: Encrypting | null = null,
 ): Promise<void> {
   checkCreateOptions(options);
   const plan = planImage(planned(options));
@@ -126,11 +172,31 @@ export async function createQcow2(
       `the device has ${String(storage.size)} bytes; the image needs ${String(plan.length)}`,
     );
   } else await storage.zero(0, plan.data.at * clusterSize || plan.used * clusterSize);
-  await allocateData(storage, plan, options, dataFile, working);
+  const encryption = await makeEncryption(options, dataFile ?? storage, encrypting);
+  await allocateData(storage, plan, options, dataFile, working, encryption?.plain ?? null);
+  if (encryption !== null && plan.encryption.clusters > 0)
+    await storage.write(encryption.header, plan.encryption.at * clusterSize);
   await writeRefcounts(storage, plan);
   await writeL2Tables(storage, plan, options, working);
   await writeL1(storage, plan);
   await storage.write(first, 0);
+}
+
+/** The bytes of the encryption header, if any, and what encrypts guest data; null where nothing does. */
+async function makeEncryption(
+  { encryption }: Qcow2CreateOptions,
+  data: Storage,
+  encrypting: Encrypting | null,
+): Promise<{ header: Uint8Array; plain: PlainData } | null> {
+  if (encryption === null) return null;
+  if (encrypting === null) throw new TypeError('an encrypted image needs a secret');
+  const { crypto, secret } = encrypting;
+  if (encryption.format === 'aes') {
+    const plain = plainData(data, legacyCipher(crypto, secret), { from: 'guest' });
+    return { header: new Uint8Array(0), plain };
+  }
+  const luks = await makeLuks(crypto, encryption.luks, secret);
+  return { header: luks.bytes, plain: plainData(data, luks.cipher, { from: 'host', origin: 0 }) };
 }
 
 /** Reserves or writes the space of the data clusters, as the preallocation mode asks. */
@@ -140,6 +206,7 @@ async function allocateData(
   options: Qcow2CreateOptions,
   dataFile: Storage | null,
   working: Working,
+  plain: PlainData | null,
 ): Promise<void> {
   const { clusterSize } = plan.geometry;
   const target = dataFile ?? storage;
@@ -155,7 +222,10 @@ async function allocateData(
       break;
     case 'full':
       // Metadata too: its clusters are not filled, and no hole or merely reserved block is to be left in the file.
-      if (target === storage && storage.can.resize) {
+      if (plain !== null) {
+        if (target === storage && storage.can.resize) await fillWithZeroes(storage, 0, at);
+        await fillEncrypted(plain.view(0, at), at, length, working);
+      } else if (target === storage && storage.can.resize) {
         await fillWithZeroes(storage, 0, plan.length, working);
       } else await fillWithZeroes(target, at, length, working);
       break;
@@ -164,6 +234,17 @@ async function allocateData(
   // What a device held before would show through mapped clusters.
   if (!target.can.resize && plan.data.clusters > 0 && options.preallocation !== 'full')
     await target.zero(at, length);
+}
+
+/** Writes zeroes through what encrypts them, in steps between which the work can be stopped. */
+async function fillEncrypted(view: Storage, at: number, length: number, working: Working): Promise<void> {
+  for (let done = 0; done < length;) {
+    stopIfAborted(working.signal);
+    const step = Math.min(CHUNK, length - done);
+    await view.zero(at + done, step);
+    done += step;
+    working.onProgress?.(done, length);
+  }
 }
 
 /** @throws SpindleError NO_SPACE when a device is too small */
@@ -236,6 +317,10 @@ async function writeL2Tables(
   const end = start + plan.l2.tables * clusterSize;
   // Written zeroes without a backing file are data: then a first write is a rewrite, and changes no bitmap.
   const allData = plan.geometry.extendedL2 && options.preallocation === 'full' && options.backing === null;
+  // Unwritten space of an encrypted image would read as noise. Extended entries leave its subclusters unallocated.
+  const isNoise =
+    options.encryption !== null && options.preallocation !== 'full' && !plan.geometry.extendedL2;
+  const zero = isNoise ? ZERO : 0;
   const chunk = new Uint8Array(Math.min(CHUNK, Math.max(clusterSize, end - start)));
   const view = viewOf(chunk);
   let cluster = 0;
@@ -246,7 +331,7 @@ async function writeL2Tables(
       const offset = (plan.data.at + cluster) * clusterSize;
       const mapped = cluster < plan.data.clusters;
       view.setUint32(i, mapped ? (offsetHi(offset) | COPIED) >>> 0 : 0);
-      view.setUint32(i + 4, mapped ? offsetLo(offset) : 0);
+      view.setUint32(i + 4, mapped ? (offsetLo(offset) | zero) >>> 0 : 0);
       if (l2EntrySize === 16) {
         view.setUint32(i + 8, 0);
         view.setUint32(i + 12, mapped && allData ? 0xffff_ffff : 0);
@@ -268,6 +353,10 @@ function encodeFirstCluster(options: Qcow2CreateOptions, plan: Plan): Uint8Array
   }
   if (options.dataFile !== null)
     extensions.push({ magic: ExtensionMagic.DATA_FILE, data: bytesOf(options.dataFile) });
+  if (plan.encryption.clusters > 0 && options.encryption?.format === 'luks') {
+    const place = { offset: plan.encryption.at * clusterSize, length: luksLength(options.encryption.luks) };
+    extensions.push({ magic: ExtensionMagic.CRYPTO, data: encodeCryptoExtension(place) });
+  }
   // Small clusters have no room to spare for names.
   if (options.version === 3 && clusterSize > 4096) {
     extensions.push({ magic: ExtensionMagic.FEATURE_NAMES, data: encodeFeatureNames() });
@@ -290,7 +379,7 @@ function encodeFirstCluster(options: Qcow2CreateOptions, plan: Plan): Uint8Array
     backingFileSize: name.length,
     clusterBits,
     size: options.size,
-    cryptMethod: CryptMethod.NONE,
+    cryptMethod: cryptMethodOf(options.encryption),
     l1Size: plan.l1.entries,
     l1TableOffset: plan.l1.entries === 0 ? 0 : plan.l1.at * clusterSize,
     refcountTableOffset: plan.refcountTable.at * clusterSize,
@@ -310,6 +399,11 @@ function encodeFirstCluster(options: Qcow2CreateOptions, plan: Plan): Uint8Array
   bytes.set(area, headerLength);
   bytes.set(name, nameAt);
   return bytes;
+}
+
+function cryptMethodOf(encryption: Qcow2Encryption | null): number {
+  if (encryption === null) return CryptMethod.NONE;
+  return encryption.format === 'luks' ? CryptMethod.LUKS : CryptMethod.AES;
 }
 
 function incompatibleBits(options: Qcow2CreateOptions): number {

@@ -2,6 +2,7 @@ import { alignDown, offsetIn } from '../../core/align.ts';
 import type { Codec } from '../../core/codec.ts';
 import { formatError, isSpindleError, SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
+import { lockedData, type PlainData } from '../crypto/encrypted-storage.ts';
 import { ReadOnlyDriver, type Mapping } from '../driver.ts';
 import { CompressedClusters } from './compressed.ts';
 import { l1SizeFor } from './geometry.ts';
@@ -10,7 +11,7 @@ import { CryptMethod, Incompatible, Limit, SECTOR, TABLE_ENTRY } from './layout.
 import type { Metadata } from './metadata.ts';
 import { looksPreallocated } from './preallocated.ts';
 import type { Snapshot } from './snapshot.ts';
-import { L1Table, Tables, type L2Slice } from './tables.ts';
+import { L1Table, Tables, type L2Slice, type L2Source } from './tables.ts';
 
 /** Driver of one qcow2 image, or of one internal snapshot in it. Reads only. */
 export class Qcow2Driver extends ReadOnlyDriver {
@@ -21,10 +22,11 @@ export class Qcow2Driver extends ReadOnlyDriver {
   readonly metadata: Metadata;
   readonly #storage: Storage;
   readonly #l1: L1Table;
-  readonly #tables: Tables;
+  readonly #tables: L2Source;
   readonly #rules: MappingRules;
   readonly #compressed: CompressedClusters;
-  readonly #encrypted: boolean;
+  /** Null where the image is not encrypted. */
+  readonly #plain: PlainData | null;
   #sparse: Promise<boolean> | undefined;
 
   private constructor(
@@ -33,7 +35,7 @@ export class Qcow2Driver extends ReadOnlyDriver {
     data: Storage,
     size: number,
     l1: L1Table,
-    shared: { tables: Tables; compressed: CompressedClusters },
+    shared: { tables: L2Source; compressed: CompressedClusters; plain: PlainData | null },
   ) {
     super();
     this.#storage = storage;
@@ -44,7 +46,7 @@ export class Qcow2Driver extends ReadOnlyDriver {
     this.#l1 = l1;
     this.#tables = shared.tables;
     this.#compressed = shared.compressed;
-    this.#encrypted = metadata.header.cryptMethod !== CryptMethod.NONE;
+    this.#plain = shared.plain;
     this.#rules = {
       geometry: metadata.geometry,
       version: metadata.header.version,
@@ -54,19 +56,24 @@ export class Qcow2Driver extends ReadOnlyDriver {
 
   /**
    * The driver of an image whose metadata was read. `dataFile` is its external data file: needed to map guest data
-   * where the image has one, null otherwise.
+   * where the image has one, null otherwise. `tables` are those of a writer, which change under the driver. `plain` gives the
+   * data of an encrypted image in the clear; without it the image can be mapped, but its data cannot be read.
    */
   static async open(
     storage: Storage,
     metadata: Metadata,
     dataFile: Storage | null,
     codec: Codec,
+    tables?: { readonly l1: L1Table; readonly l2: L2Source },
+    plain: PlainData = lockedData,
   ): Promise<Qcow2Driver> {
     const { header, geometry, size } = metadata;
-    const l1 = await L1Table.read(storage, header.l1TableOffset, header.l1Size, geometry.clusterSize);
+    const l1 =
+      tables?.l1 ?? (await L1Table.read(storage, header.l1TableOffset, header.l1Size, geometry.clusterSize));
     return new Qcow2Driver(storage, metadata, dataFile ?? storage, size, l1, {
-      tables: new Tables(storage, geometry),
+      tables: tables?.l2 ?? new Tables(storage, geometry),
       compressed: new CompressedClusters(storage, geometry.clusterSize, header.compressionType, codec),
+      plain: header.cryptMethod === CryptMethod.NONE ? null : plain,
     });
   }
 
@@ -97,6 +104,7 @@ export class Qcow2Driver extends ReadOnlyDriver {
     return new Qcow2Driver(this.#storage, this.metadata, this.data, size, l1, {
       tables: this.#tables,
       compressed: this.#compressed,
+      plain: this.#plain,
     });
   }
 
@@ -111,8 +119,8 @@ export class Qcow2Driver extends ReadOnlyDriver {
     const inTable = at - l1Index * l1Coverage;
     const slice = this.#tables.slice(table, Math.floor(inTable / clusterSize));
     return slice instanceof Promise
-      ? slice.then((loaded) => this.#mapping(this.#run(loaded, at, inTable, length)))
-      : this.#mapping(this.#run(slice, at, inTable, length));
+      ? slice.then((loaded) => this.#mapping(this.#run(loaded, at, inTable, length), at))
+      : this.#mapping(this.#run(slice, at, inTable, length), at);
   }
 
   #run(slice: L2Slice, at: number, inTable: number, length: number): ClusterRun {
@@ -122,14 +130,14 @@ export class Qcow2Driver extends ReadOnlyDriver {
     return mapRun(this.#rules, { ...slice, index, cluster: Math.floor(at / clusterSize), within, length });
   }
 
-  #mapping(run: ClusterRun): Mapping {
+  #mapping(run: ClusterRun, at: number): Mapping {
     const { length, host } = run;
-    const reserved = host < 0 || this.#encrypted ? {} : { reserved: host };
+    const reserved = host < 0 || this.#plain !== null ? {} : { reserved: host };
     switch (run.kind) {
       case 'data':
-        return this.#encrypted
-          ? { kind: 'data', length, storage: this.data, at: host, encrypted: true }
-          : { kind: 'data', length, storage: this.data, at: host };
+        return this.#plain === null
+          ? { kind: 'data', length, storage: this.data, at: host }
+          : { kind: 'data', length, storage: this.#plain.view(at, host), at: host, encrypted: true };
       case 'zero':
         return { kind: 'zero', length, ...reserved };
       case 'unallocated':
@@ -170,6 +178,11 @@ export class Qcow2Driver extends ReadOnlyDriver {
         cause: error,
       });
     }
+  }
+
+  /** A writer put another compressed stream at host offset `offset`. */
+  forgetCompressed(offset: number): void {
+    this.#compressed.forget(offset);
   }
 
   override sparseData(): Promise<boolean> {

@@ -213,3 +213,12 @@ export function encodeBitmapsExtension(bitmaps: BitmapsExtension): Uint8Array {
   setU64(view, 16, bitmaps.directoryOffset);
   return data;
 }
+
+/** The payload of the encryption header extension. */
+export function encodeCryptoExtension(place: CryptoExtension): Uint8Array {
+  const data = new Uint8Array(16);
+  const view = viewOf(data);
+  setU64(view, 0, place.offset);
+  setU64(view, 8, place.length);
+  return data;
+}

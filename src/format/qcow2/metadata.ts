@@ -10,7 +10,7 @@ import { geometryOf, type Geometry } from './geometry.ts';
 import { checkFeatures, checkGeometry, decodeHeader, type Header, type Purpose } from './header.ts';
 import { textOf } from '../../core/bytes.ts';
 import { Autoclear, BitmapFlag, CryptMethod, Incompatible, Limit, SECTOR, TABLE_ENTRY } from './layout.ts';
-import { decodeLuks, LUKS_HEADER_LENGTH, type LuksHeader } from './luks.ts';
+import { decodeLuks, LUKS_HEADER_LENGTH, type LuksHeader } from '../crypto/luks-header.ts';
 import { decodeSnapshot, snapshotStride, type Snapshot } from './snapshot.ts';
 
 /** Everything about an image but its tables: read once, when it is opened. */

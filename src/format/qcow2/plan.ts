@@ -15,6 +15,8 @@ export interface PlanOptions {
   readonly extendedL2: boolean;
   readonly preallocation: Qcow2Preallocation;
   readonly externalData: boolean;
+  /** Bytes of the encryption header; default 0: none. */
+  readonly encryptionHeader?: number;
 }
 
 /** Where everything of a new image lies. Places and counts are in clusters. */
@@ -24,6 +26,8 @@ export interface Plan {
   /** Host cluster of each refcount block, in the order of the refcount table. */
   readonly refcountBlocks: readonly number[];
   readonly l1: { readonly at: number; readonly entries: number };
+  /** The encryption header; `clusters` 0 where there is none. */
+  readonly encryption: { readonly at: number; readonly clusters: number };
   readonly l2: { readonly at: number; readonly tables: number };
   /** The mapped clusters; `clusters` 0 where nothing is mapped. In an external data file `at` is 0. */
   readonly data: { readonly at: number; readonly clusters: number };
@@ -34,7 +38,7 @@ export interface Plan {
 }
 
 /**
- * Lays out a new image without gaps: header, refcount table, refcount blocks, L1, L2 tables, data. Without
+ * Lays out a new image without gaps: header, refcount table, refcount blocks, L1, encryption header, L2 tables, data. Without
  * preallocation it is qemu's layout to the byte where one refcount table cluster is enough: the first refcount block
  * before the L1 table, the others after it.
  *
@@ -63,7 +67,8 @@ export function planImage(options: PlanOptions): Plan {
   const l1Clusters = divUp(entries * TABLE_ENTRY, clusterSize);
   const tables = preallocation === 'off' ? 0 : entries;
   const dataClusters = externalData ? 0 : mapped;
-  const others = 1 + l1Clusters + tables + dataClusters;
+  const encryption = divUp(options.encryptionHeader ?? 0, clusterSize);
+  const others = 1 + l1Clusters + encryption + tables + dataClusters;
   const refcounts = refcountClustersFor(geometry, others);
   if (refcounts.table * clusterSize > Limit.REFCOUNT_TABLE) {
     throw new SpindleError(
@@ -75,11 +80,12 @@ export function planImage(options: PlanOptions): Plan {
   const blocksFirst = refcounts.table > 1 || mapped > 0 ? refcounts.blocks : 1;
   const firstBlock = 1 + refcounts.table;
   const l1At = firstBlock + blocksFirst;
-  const laterBlock = l1At + l1Clusters;
+  const encryptionAt = l1At + l1Clusters;
+  const laterBlock = encryptionAt + encryption;
   const l2At = laterBlock + refcounts.blocks - blocksFirst;
   const dataAt = l2At + tables;
   // Where the L1 table is last the file ends with its last entry.
-  const l1Last = l2At === laterBlock && tables === 0;
+  const l1Last = l2At === encryptionAt && tables === 0;
   return {
     geometry,
     refcountTable: { at: 1, clusters: refcounts.table },
@@ -87,6 +93,7 @@ export function planImage(options: PlanOptions): Plan {
       index < blocksFirst ? firstBlock + index : laterBlock + index - blocksFirst,
     ),
     l1: { at: l1At, entries },
+    encryption: { at: encryptionAt, clusters: encryption },
     l2: { at: l2At, tables },
     data: { at: externalData ? 0 : dataAt, clusters: mapped },
     used,

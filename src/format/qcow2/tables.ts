@@ -118,7 +118,12 @@ export class L1Table {
   }
 
   /** The table with room for every entry in memory, for an image that is written to. */
-  static async readWhole(storage: Storage, offset: number, entries: number, clusterSize: number): Promise<L1Table> {
+  static async readWhole(
+    storage: Storage,
+    offset: number,
+    entries: number,
+    clusterSize: number,
+  ): Promise<L1Table> {
     const bytes = new Uint8Array(entries * TABLE_ENTRY);
     await readPadded(storage, bytes, offset);
     return new L1Table(bytes, offset, entries, clusterSize);

@@ -40,6 +40,7 @@ export class Allocator {
 
   /** Takes `count` clusters in one run, for a table. Smaller gaps stay free. */
   async takeTogether(count: number): Promise<ClusterRun> {
+    if (count >= this.#refcounts.perBlock) return { start: await this.#refcounts.takeBehind(count), count };
     let from = this.#cursor;
     let start = from;
     let length = 0;

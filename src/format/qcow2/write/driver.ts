@@ -2,12 +2,14 @@ import { viewOf } from '../../../core/bytes.ts';
 import type { Codec } from '../../../core/codec.ts';
 import { isSpindleError, SpindleError } from '../../../core/errors.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../../../core/storage.ts';
-import type { DataMapping, FormatDriver, FreshPlace, Mapping } from '../../driver.ts';
+import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeTools } from '../../driver.ts';
 import { Qcow2Driver } from '../driver.ts';
 import { Autoclear, CryptMethod, HeaderOffset, Incompatible } from '../layout.ts';
-import type { Metadata } from '../metadata.ts';
+import { readMetadata, type Metadata } from '../metadata.ts';
 import { checkCompressible, compressInOrder, compressorOf } from './compress.ts';
-import { Qcow2Writer, type WriterOptions } from './writer.ts';
+import { resizeQcow2 } from './resize.ts';
+import type { WriterOptions } from './whole.ts';
+import { Qcow2Writer } from './writer.ts';
 
 /**
  * Driver of a qcow2 image that is open for writing, alone: where bytes are is the business of the reading driver inside,
@@ -18,30 +20,32 @@ export class Qcow2WriteDriver implements FormatDriver {
   readonly granularity: number;
   readonly data: Storage;
   readonly can: StorageCan;
-  readonly metadata: Metadata;
-  readonly writer: Qcow2Writer;
   readonly #storage: Storage;
-  readonly #reader: Qcow2Driver;
+  readonly #dataFile: Storage | null;
+  readonly #codec: Codec;
+  readonly #options: WriterOptions;
   readonly #compress: (cluster: Uint8Array) => Promise<Uint8Array | null>;
+  #parts: Parts;
   #broken: SpindleError | undefined;
 
   private constructor(
     storage: Storage,
-    metadata: Metadata,
-    reader: Qcow2Driver,
-    writer: Qcow2Writer,
+    dataFile: Storage | null,
     codec: Codec,
+    options: WriterOptions,
+    parts: Parts,
   ) {
-    this.#compress = compressorOf(metadata, codec);
+    this.#compress = compressorOf(parts.metadata, codec);
     this.#storage = storage;
-    this.metadata = metadata;
-    this.#reader = reader;
-    this.writer = writer;
-    this.granularity = reader.granularity;
-    this.data = reader.data;
+    this.#dataFile = dataFile;
+    this.#codec = codec;
+    this.#options = options;
+    this.#parts = parts;
+    this.granularity = parts.reader.granularity;
+    this.data = parts.reader.data;
     this.can = {
       write: true,
-      resize: false,
+      resize: true,
       zero: true,
       discard: true,
       extents: true,
@@ -60,16 +64,45 @@ export class Qcow2WriteDriver implements FormatDriver {
     codec: Codec,
     options: WriterOptions,
   ): Promise<Qcow2WriteDriver> {
-    refuse(metadata);
-    const writer = await Qcow2Writer.open(storage, metadata, dataFile, options);
-    const tables = { l1: writer.editor.l1, l2: writer.editor };
-    const reader = await Qcow2Driver.open(storage, metadata, dataFile, codec, tables);
+    refuse(metadata, options.plain);
+    const parts = await openParts(storage, metadata, dataFile, codec, options);
     await clearUnknownAutoclear(storage, metadata);
-    return new Qcow2WriteDriver(storage, metadata, reader, writer, codec);
+    return new Qcow2WriteDriver(storage, dataFile, codec, options, parts);
   }
 
   get size(): number {
     return this.#reader.size;
+  }
+
+  /** What the header and the tables beside it say now. */
+  get metadata(): Metadata {
+    return this.#parts.metadata;
+  }
+
+  /** The writer; another one after a change to the size or the snapshots. */
+  get writer(): Qcow2Writer {
+    return this.#parts.writer;
+  }
+
+  get #reader(): Qcow2Driver {
+    return this.#parts.reader;
+  }
+
+  /** Reads everything anew from the disk; `size` is the virtual size to work with where it is not the header's. */
+  async #reload(size?: number): Promise<void> {
+    try {
+      const { usedEnd } = this.writer;
+      const found = await readMetadata(this.#storage, 'data');
+      const metadata = size === undefined ? found : { ...found, size };
+      const options = { ...this.#options, usedEnd };
+      this.#parts = await openParts(this.#storage, metadata, this.#dataFile, this.#codec, options);
+    } catch (error) {
+      // What is in memory may be out of date: nothing may be written any more.
+      this.#broken ??= new SpindleError('IO', 'the image could not be read again after a change', {
+        cause: error,
+      });
+      throw error;
+    }
   }
 
   sparseData(): Promise<boolean> {
@@ -116,10 +149,26 @@ export class Qcow2WriteDriver implements FormatDriver {
     return this.#guarded(() => this.writer.discard(at, length));
   }
 
-  resize(_size: number): Promise<void> {
-    return Promise.reject(
-      new SpindleError('UNSUPPORTED', 'this version of spindle does not resize qcow2 images'),
-    );
+  /** See {@link FormatDriver.resize}. @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT, NO_SPACE */
+  resize(size: number, tools: ResizeTools): Promise<void> {
+    const image = { writer: () => this.writer, reload: (working?: number) => this.#reload(working) };
+    return this.#guarded(() => resizeQcow2(image, size, tools));
+  }
+
+  /**
+   * Changes the internal snapshots, or the disk to one of them. Nothing else may use the image meanwhile.
+   * @throws SpindleError UNSUPPORTED, BAD_OPTION, LIMIT, BAD_SNAPSHOT before anything is changed
+   */
+  changeSnapshots<T>(work: (writer: Qcow2Writer) => Promise<T>): Promise<T> {
+    return this.#guarded(async () => {
+      // Reading anew forgets what is only in memory, so all of it goes to the disk first.
+      await this.writer.flush();
+      try {
+        return await work(this.writer);
+      } finally {
+        await this.#reload();
+      }
+    });
   }
 
   flush(): Promise<void> {
@@ -149,8 +198,28 @@ export class Qcow2WriteDriver implements FormatDriver {
   }
 }
 
+/** What stands for the tables as they are at one time. */
+interface Parts {
+  readonly metadata: Metadata;
+  readonly writer: Qcow2Writer;
+  readonly reader: Qcow2Driver;
+}
+
+async function openParts(
+  storage: Storage,
+  metadata: Metadata,
+  dataFile: Storage | null,
+  codec: Codec,
+  options: WriterOptions,
+): Promise<Parts> {
+  const writer = await Qcow2Writer.open(storage, metadata, dataFile, options);
+  const tables = { l1: writer.editor.l1, l2: writer.editor };
+  const reader = await Qcow2Driver.open(storage, metadata, dataFile, codec, tables, options.plain);
+  return { metadata, writer, reader };
+}
+
 /** @throws SpindleError CORRUPT, DIRTY, ENCRYPTED, UNSUPPORTED for an image that must not be written to as it is */
-function refuse(metadata: Metadata): void {
+function refuse(metadata: Metadata, plain: WriterOptions['plain']): void {
   const { incompatible, cryptMethod } = metadata.header;
   if ((incompatible.lo & Incompatible.CORRUPT) !== 0) {
     throw new SpindleError(
@@ -164,8 +233,8 @@ function refuse(metadata: Metadata): void {
       'the image was not closed by the program that wrote it last, and its refcounts may be wrong: repair it first',
     );
   }
-  if (cryptMethod !== CryptMethod.NONE) {
-    throw new SpindleError('UNSUPPORTED', 'this version of spindle does not write to encrypted images');
+  if (cryptMethod !== CryptMethod.NONE && plain === undefined) {
+    throw new SpindleError('ENCRYPTED', 'the image is encrypted and no secret was given');
   }
   if (metadata.bitmaps.length > 0) {
     throw new SpindleError(

@@ -60,6 +60,14 @@ export class L2Editor implements L2Source {
     return readEntry(view, (index - first) * this.#host.geometry.l2EntrySize, this.#host.geometry.extendedL2);
   }
 
+  /** The first cluster from `cluster` on that has an L2 table, `end` when there is none before it. */
+  nextMapped(cluster: number, end: number): number {
+    const { l2Entries } = this.#host.geometry;
+    const index = Math.floor(cluster / l2Entries);
+    if (this.l1.l2Offset(index) !== 0) return cluster;
+    return Math.min(end, this.l1.nextUsed(index + 1, Math.ceil(end / l2Entries)) * l2Entries);
+  }
+
   /** Sets the entry of a guest cluster. Its L2 table must be writable: {@link ensureTable}. */
   async set(cluster: number, entry: L2Entry): Promise<void> {
     const { l2Entries, l2EntrySize, extendedL2 } = this.#host.geometry;

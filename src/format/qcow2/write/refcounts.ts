@@ -175,6 +175,41 @@ export class Refcounts {
     await this.#setTableEntry(index, offset);
   }
 
+  /** Clusters that one block describes. It lies among them, so that longer runs need {@link takeBehind}. */
+  get perBlock(): number {
+    return this.#host.geometry.refcountsPerBlock;
+  }
+
+  /**
+   * Takes `count` clusters in one run behind all that is described, with refcounts of one; the blocks that describe them
+   * lie together in front. The first cluster of the run.
+   */
+  async takeBehind(count: number): Promise<number> {
+    const { cache, kinds, geometry, reach } = this.#host;
+    const { clusterSize, refcountsPerBlock, refcountOrder } = geometry;
+    let blocks = 0;
+    for (let next = 1; next !== blocks; next = divUp(count + blocks, refcountsPerBlock)) blocks = next;
+    let first = 0;
+    for (;;) {
+      first = this.#table.byteLength / TABLE_ENTRY;
+      while (first > 0 && this.#blockOffset(first - 1) === 0) first--;
+      if ((first + blocks) * TABLE_ENTRY <= this.#table.byteLength) break;
+      await this.#growTable(first + blocks + 1);
+    }
+    const start = first * refcountsPerBlock;
+    await reach((start + blocks + count) * clusterSize);
+    for (let i = 0; i < blocks; i++) {
+      const offset = (start + i) * clusterSize;
+      kinds.claim(offset, clusterSize, 'refcount block');
+      const block = cache.create(offset, clusterSize, Rank.REFCOUNT_BLOCK);
+      const used = Math.max(0, Math.min(refcountsPerBlock, blocks + count - i * refcountsPerBlock));
+      for (let k = 0; k < used; k++) setRefcount(block.view, refcountOrder, k, 1);
+      cache.mark(block, 0, clusterSize);
+      await this.#setTableEntry(first + i, offset);
+    }
+    return start + blocks;
+  }
+
   async #setTableEntry(index: number, offset: number): Promise<void> {
     const { cache, geometry } = this.#host;
     const at = index * TABLE_ENTRY;

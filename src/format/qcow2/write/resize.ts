@@ -4,7 +4,7 @@ import { SpindleError } from '../../../core/errors.ts';
 import type { ResizeTools } from '../../driver.ts';
 import { ZERO } from '../entry.ts';
 import { l1SizeFor } from '../geometry.ts';
-import { Autoclear, Limit, SECTOR, TABLE_ENTRY } from '../layout.ts';
+import { CryptMethod, Autoclear, Limit, SECTOR, TABLE_ENTRY } from '../layout.ts';
 import type { Qcow2Preallocation } from '../plan.ts';
 import { clearFrom } from './clear.ts';
 import { ALL, pointTo } from './l2-editor.ts';
@@ -49,7 +49,10 @@ function settle(whole: WholeTables, size: number, tools: ResizeTools): Qcow2Prea
   }
   if (size === old) return null;
   if (header.version === 2 && snapshots.length > 0) {
-    throw new SpindleError('UNSUPPORTED', 'version 2 images with snapshots keep their size: delete the snapshots');
+    throw new SpindleError(
+      'UNSUPPORTED',
+      'version 2 images with snapshots keep their size: delete the snapshots',
+    );
   }
   if (bitmaps.length > 0) throw new SpindleError('UNSUPPORTED', 'images with bitmaps cannot be resized yet');
   const mode = tools.preallocation ?? 'off';
@@ -57,13 +60,28 @@ function settle(whole: WholeTables, size: number, tools: ResizeTools): Qcow2Prea
     if (mode === 'off') return 'shrink';
     throw new SpindleError('BAD_OPTION', 'preallocation is for growing; the new size is smaller');
   }
+  if (header.cryptMethod !== CryptMethod.NONE && mode !== 'off') {
+    throw new SpindleError(
+      'UNSUPPORTED',
+      'encrypted images grow without preallocation: unwritten clusters would not read as zeroes',
+    );
+  }
   if (l1SizeFor(geometry, size) * TABLE_ENTRY > Limit.L1_TABLE) {
-    throw new SpindleError('LIMIT', `${String(size)} bytes are too much for clusters of ${String(geometry.clusterSize)}`);
+    throw new SpindleError(
+      'LIMIT',
+      `${String(size)} bytes are too much for clusters of ${String(geometry.clusterSize)}`,
+    );
   }
   if (header.version === 2 && tools.backingSize > old) {
     throw new SpindleError(
       'UNSUPPORTED',
       'the backing file is longer than the disk, and version 2 cannot hide what growing would bring up',
+    );
+  }
+  if (mode !== 'off' && header.cryptMethod !== CryptMethod.NONE) {
+    throw new SpindleError(
+      'UNSUPPORTED',
+      'preallocated clusters of an encrypted disk would not read as zeroes',
     );
   }
   const raw = whole.external && (header.autoclear.lo & Autoclear.DATA_FILE_RAW) !== 0;
@@ -93,7 +111,8 @@ async function grow(
     }
     await image.writer().alone(async (whole) => {
       if (whole.external && whole.data.can.resize && whole.data.size !== size) {
-        if (whole.data.size < size || whole.data.size <= alignUp(size, clusterSize)) await whole.data.resize(size);
+        if (whole.data.size < size || whole.data.size <= alignUp(size, clusterSize))
+          await whole.data.resize(size);
       }
       await switchSize(whole, size);
     });
@@ -183,9 +202,11 @@ async function fill(
 }
 
 async function shrink(image: Resizing, size: number, tools: ResizeTools): Promise<void> {
-  const { geometry, header, size: old } = await image
-    .writer()
-    .alone((whole) => Promise.resolve(whole.metadata));
+  const {
+    geometry,
+    header,
+    size: old,
+  } = await image.writer().alone((whole) => Promise.resolve(whole.metadata));
   const { clusterSize, extendedL2 } = geometry;
   const kept = divUp(size, clusterSize);
   if (size < kept * clusterSize) {

@@ -108,7 +108,12 @@ export function applySnapshot(writer: Qcow2Writer, snapshot: Snapshot): Promise<
     await tree.share(target, both);
     await whole.flush();
     const entries = Math.max(target.entries, l1SizeFor(geometry, size));
-    const offset = await placeTable(writer, whole, encodeL1(target, entries, () => false), 'L1 table');
+    const offset = await placeTable(
+      writer,
+      whole,
+      encodeL1(target, entries, () => false),
+      'L1 table',
+    );
     await switchL1(whole, size, entries, offset);
     await tree.release(active, both);
     giveTable(writer, whole, header.l1TableOffset, header.l1Size * TABLE_ENTRY);
@@ -156,7 +161,8 @@ async function readL1(whole: WholeTables, snapshot: Snapshot): Promise<L1Table> 
     formatError('BAD_SNAPSHOT', `snapshot '${name}'`, message, { offset: l1TableOffset });
   if (l1Size * TABLE_ENTRY > Limit.L1_TABLE) throw bad('its L1 table is larger than 32 MiB');
   if (!isAligned(l1TableOffset, geometry.clusterSize)) throw bad('its L1 table is not cluster aligned');
-  if (l1Size < l1SizeFor(geometry, diskSize ?? size)) throw bad('its L1 table is too small for its disk size');
+  if (l1Size < l1SizeFor(geometry, diskSize ?? size))
+    throw bad('its L1 table is too small for its disk size');
   return L1Table.readWhole(whole.storage, l1TableOffset, l1Size, geometry.clusterSize);
 }
 
@@ -172,7 +178,8 @@ function checkNew(snapshots: readonly Snapshot[], name: string, id: string): voi
   const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message);
   if (name === '' || name.includes('\0')) throw bad('a snapshot needs a name');
   if (bytesOf(name).length > MOST_NAME) throw bad(`a snapshot name has at most ${String(MOST_NAME)} bytes`);
-  if (id === '' || id.includes('\0') || bytesOf(id).length > MOST_NAME) throw bad(`'${id}' is no snapshot id`);
+  if (id === '' || id.includes('\0') || bytesOf(id).length > MOST_NAME)
+    throw bad(`'${id}' is no snapshot id`);
   if (snapshots.some((one) => one.id === id)) throw bad(`there is a snapshot with the id ${id} already`);
   if (snapshots.length >= Limit.SNAPSHOTS) {
     throw new SpindleError('LIMIT', 'the image has 65536 snapshots; the format allows no more');

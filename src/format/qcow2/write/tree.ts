@@ -63,7 +63,8 @@ export class Tree {
       }
       const offset = offsetOf(entry.hi, entry.lo);
       if (offset === 0 || this.#whole.external) continue;
-      if (!isAligned(offset, clusterSize)) throw badEntry(at + within, 'a host offset that is not cluster aligned');
+      if (!isAligned(offset, clusterSize))
+        throw badEntry(at + within, 'a host offset that is not cluster aligned');
       const start = offset / clusterSize;
       const before = found[found.length - 1];
       if (before !== undefined && !before.compressed && before.start + before.count === start) before.count++;
@@ -164,7 +165,11 @@ export class Tree {
   /** The same for the L1 table on disk; what is in memory stays as it was. */
   async flagL1(l1: L1Table, wanted: (offset: number) => Promise<boolean>): Promise<void> {
     const { cache } = this.#writer;
-    for (let index = l1.nextUsed(0, l1.entries); index < l1.entries; index = l1.nextUsed(index + 1, l1.entries)) {
+    for (
+      let index = l1.nextUsed(0, l1.entries);
+      index < l1.entries;
+      index = l1.nextUsed(index + 1, l1.entries)
+    ) {
       const want = await wanted(l1.l2Offset(index));
       const at = l1.entryOffset(index);
       const pageAt = Math.floor(at / this.#sliceSize) * this.#sliceSize;
@@ -186,9 +191,14 @@ export class Tree {
   }
 
   #free(cluster: number): SpindleError {
-    return formatError('CORRUPT', 'refcount', 'a cluster that is in use is counted as free; check the image', {
-      offset: cluster * this.#whole.metadata.geometry.clusterSize,
-    });
+    return formatError(
+      'CORRUPT',
+      'refcount',
+      'a cluster that is in use is counted as free; check the image',
+      {
+        offset: cluster * this.#whole.metadata.geometry.clusterSize,
+      },
+    );
   }
 }
 
@@ -216,7 +226,8 @@ export function encodeL1(l1: L1Table, entries: number, copied: (index: number) =
   const end = Math.min(entries, l1.entries);
   for (let index = l1.nextUsed(0, end); index < end; index = l1.nextUsed(index + 1, end)) {
     setU64(view, index * TABLE_ENTRY, l1.l2Offset(index));
-    if (copied(index)) view.setUint32(index * TABLE_ENTRY, (view.getUint32(index * TABLE_ENTRY) | COPIED) >>> 0);
+    if (copied(index))
+      view.setUint32(index * TABLE_ENTRY, (view.getUint32(index * TABLE_ENTRY) | COPIED) >>> 0);
   }
   return bytes;
 }

@@ -1,4 +1,5 @@
 import type { Storage } from '../../../core/storage.ts';
+import type { PlainData } from '../../crypto/encrypted-storage.ts';
 import type { Metadata } from '../metadata.ts';
 import type { ClusterRun } from './allocator.ts';
 
@@ -19,4 +20,18 @@ export interface WholeTables {
   takeData(first: number, most: number): Promise<{ readonly run: ClusterRun; readonly clean: boolean }>;
   /** Cuts the file, of which nothing at or after `end` is in use. */
   cut(end: number): Promise<void>;
+}
+
+/** How the writer of an image works. */
+export interface WriterOptions {
+  /** Something is below the image: what it does not hold is not zero. */
+  readonly backed: boolean;
+  /** The way to guest data in the clear, of an encrypted image. */
+  readonly plain?: PlainData | undefined;
+  /** Give the space of freed clusters back to the host. Default: yes. */
+  readonly punch?: boolean;
+  /** Bytes from the start of the file that may be in use. Default: all of it. */
+  readonly usedEnd?: number;
+  /** For tests: write metadata in the wrong order. */
+  readonly brokenOrder?: boolean;
 }

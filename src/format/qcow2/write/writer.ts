@@ -6,6 +6,7 @@ import type { Storage, ZeroOptions } from '../../../core/storage.ts';
 import type { DataMapping, FreshPlace } from '../../driver.ts';
 import { offsetOf, ZERO } from '../entry.ts';
 import { Incompatible } from '../layout.ts';
+import type { PlainData } from '../../crypto/encrypted-storage.ts';
 import type { Metadata } from '../metadata.ts';
 import { L1Table, sliceSizeOf } from '../tables.ts';
 import { Allocator, type ClusterRun } from './allocator.ts';
@@ -28,7 +29,7 @@ import {
 } from './l2-editor.ts';
 import { OrderedCache, Rank } from './ordered-cache.ts';
 import { Refcounts } from './refcounts.ts';
-import type { WholeTables } from './whole.ts';
+import type { WholeTables, WriterOptions } from './whole.ts';
 
 /** Bytes of metadata kept in memory. */
 const CACHE = 32 * 1024 * 1024;
@@ -38,18 +39,6 @@ const GROWTH = 1024 * 1024;
 const MOST_FRESH = 4 * 1024 * 1024;
 /** Runs of freed clusters after which a flush is due. */
 const MOST_GIVEN = 100_000;
-
-/** How a {@link Qcow2Writer} works. */
-export interface WriterOptions {
-  /** Something is below the image: what it does not hold is not zero. */
-  readonly backed: boolean;
-  /** Give the space of freed clusters back to the host. Default: yes. */
-  readonly punch?: boolean;
-  /** Bytes from the start of the file that may be in use. Default: all of it. */
-  readonly usedEnd?: number;
-  /** For tests: write metadata in the wrong order. */
-  readonly brokenOrder?: boolean;
-}
 
 /**
  * Changes the metadata of one image: makes room for guest data, zeroes and discards. Everything runs under one mutex;
@@ -68,8 +57,8 @@ export class Qcow2Writer {
   readonly #packer: StreamPacker;
   readonly #external: boolean;
   readonly #punch: boolean;
+  readonly #plain: PlainData | undefined;
   readonly #backed: boolean;
-  /** Bytes up to which the file was used when it was longest, and what it had from the start. */
   #usedEnd: number;
 
   private constructor(
@@ -87,6 +76,7 @@ export class Qcow2Writer {
     this.#metadata = metadata;
     this.#external = (metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0;
     this.#punch = options.punch ?? true;
+    this.#plain = options.plain;
     this.#backed = options.backed;
     this.#usedEnd = options.usedEnd ?? storage.size;
     this.kinds = kinds;
@@ -181,7 +171,7 @@ export class Qcow2Writer {
         count++;
       }
       const bytes = Math.min(length, count * clusterSize - within);
-      const place = { storage: this.#data, at: host + within, length: bytes };
+      const place = { storage: this.#view(at, host + within), at: host + within, length: bytes };
       await this.#reachData(host, count * clusterSize);
       if (!zero) return place;
       const used = Math.ceil((within + bytes) / clusterSize);
@@ -203,7 +193,7 @@ export class Qcow2Writer {
     const used = old.slice(0, run.count);
     const bytes = Math.min(length, run.count * clusterSize - within);
     return {
-      storage: this.#data,
+      storage: this.#view(at, run.start * clusterSize + within),
       at: run.start * clusterSize + within,
       length: bytes,
       fresh: this.#fresh(first, run, clean, used),
@@ -229,17 +219,19 @@ export class Qcow2Writer {
       await this.allocator.takeBack(run);
       throw error;
     }
-    // What lies past all that was ever used is a hole of the file.
-    return { run, clean: at >= end && this.#storage.can.resize };
+    // What lies past all that was ever used is a hole of the file; under a cipher a hole reads as noise.
+    return { run, clean: at >= end && this.#storage.can.resize && this.#plain === undefined };
   }
 
   /** New places for standard clusters from number `first` on: `run` of the host; `old` are the entries they replace. */
   #fresh(first: number, run: ClusterRun, clean: boolean, old: readonly L2Entry[]): FreshPlace {
     const { geometry, size } = this.#metadata;
     const { clusterSize } = geometry;
+    const placeEnd = (first + run.count) * clusterSize;
     return {
       start: first * clusterSize,
-      end: Math.min((first + run.count) * clusterSize, size),
+      end: Math.min(placeEnd, size),
+      padding: this.#external ? 0 : Math.max(0, placeEnd - size),
       blank: old.every((entry) => this.#isBlank(entry)),
       clean,
       commit: () =>
@@ -277,6 +269,11 @@ export class Qcow2Writer {
   #isBlank(entry: L2Entry): boolean {
     if (isCompressed(entry)) return false;
     return hasZeroFlag(entry) || (!this.#backed && offsetOf(entry.hi, entry.lo) === 0 && !isCopied(entry));
+  }
+
+  /** The storage through which the guest's bytes at a place are written: that of the data, or its decrypted view. */
+  #view(guest: number, host: number): Storage {
+    return this.#plain?.view(guest, host) ?? this.#data;
   }
 
   /** Where an entry points to, null for nowhere. Compressed clusters have no place of their own. */
@@ -322,26 +319,24 @@ export class Qcow2Writer {
     const lastSub = Math.floor((within + bytes - 1) / subclusterSize);
     const touched = subclusters(firstSub, lastSub);
     if (own && (entry.data & touched) >>> 0 === touched) {
-      return { storage: this.#data, at: host + within, length: bytes };
+      return { storage: this.#view(at, host + within), at: host + within, length: bytes };
     }
     // A cluster of others, or a compressed one, is copied as a whole; else only the touched subclusters come along.
     const whole = !own && (isCompressed(entry) || host !== null);
     const from = whole ? clusterStart : clusterStart + firstSub * subclusterSize;
-    const to = Math.min(
-      whole ? clusterStart + clusterSize : clusterStart + (lastSub + 1) * subclusterSize,
-      size,
-    );
+    const to = clusterStart + (whole ? clusterSize : (lastSub + 1) * subclusterSize);
     const taken = own ? null : await this.#takeData(cluster, 1);
     const place = taken === null ? (host ?? 0) : taken.run.start * clusterSize;
     const data = whole ? ALL : (entry.data | touched) >>> 0;
     const zeros = whole ? 0 : (entry.zeros & ~touched) >>> 0;
     return {
-      storage: this.#data,
+      storage: this.#view(at, place + within),
       at: place + within,
       length: bytes,
       fresh: {
         start: from,
-        end: to,
+        end: Math.min(to, size),
+        padding: this.#external ? 0 : Math.max(0, to - size),
         blank:
           !whole &&
           (entry.data & touched) >>> 0 === 0 &&
@@ -402,21 +397,13 @@ export class Qcow2Writer {
     const end = Math.floor((at + length - 1) / clusterSize) + 1;
     for (let cluster = Math.floor(at / clusterSize); cluster < end; cluster++) {
       await this.#makeRoom();
-      if (!this.#backed) cluster = this.#nextMapped(cluster, end);
+      if (!this.#backed) cluster = this.editor.nextMapped(cluster, end);
       if (cluster >= end) return;
       const entry = await this.editor.entry(cluster);
       this.#checkEntry(entry, cluster);
       // What is nowhere reads as zeroes already, unless there is something below.
       if (this.#backed || !sameEntry(entry, NOWHERE)) await work(cluster, entry);
     }
-  }
-
-  /** The first cluster from `cluster` on that has an L2 table, `end` when there is none before it. */
-  #nextMapped(cluster: number, end: number): number {
-    const { l2Entries } = this.#metadata.geometry;
-    const index = Math.floor(cluster / l2Entries);
-    if (this.editor.l1.l2Offset(index) !== 0) return cluster;
-    return Math.min(end, this.editor.l1.nextUsed(index + 1, Math.ceil(end / l2Entries)) * l2Entries);
   }
 
   /** Unmaps a cluster: it reads as zeroes (`zero`), or as nothing. */

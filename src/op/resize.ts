@@ -1,0 +1,85 @@
+import { fillWithZeroes, reservable } from '../core/allocation.ts';
+import { SpindleError } from '../core/errors.ts';
+import type { Storage } from '../core/storage.ts';
+import type { Format } from '../format/open.ts';
+import { openImageFile, type OpenFileOptions } from './open.ts';
+import type { Preallocation } from './create.ts';
+
+/** How a disk is resized. */
+export interface ResizeRequest extends Pick<OpenFileOptions, 'format' | 'gate' | 'secret'> {
+  /** `size` is added to the present size; it may be negative. */
+  readonly relative?: boolean | undefined;
+  /** Allow a size smaller than the present one: what is cut off is lost. */
+  readonly shrink?: boolean | undefined;
+  /** How the new part is allocated. Default: off. */
+  readonly preallocation?: Preallocation | undefined;
+}
+
+/** What was done. Sizes in bytes. */
+export interface Resized {
+  readonly format: Format;
+  readonly from: number;
+  readonly size: number;
+}
+
+/**
+ * Changes the size of the disk in an image. A grown part reads as zeroes, whatever lies below. Raw images take any number
+ * of bytes, qcow2 images multiples of 512.
+ * @throws SpindleError BAD_OPTION (smaller without `shrink`), BAD_SIZE, UNSUPPORTED, LIMIT, NO_SPACE, and as
+ * {@link openImageFile}
+ */
+export async function resize(path: string, size: number, request: ResizeRequest = {}): Promise<Resized> {
+  const { format, gate, secret, preallocation = 'off' } = request;
+  const image = await openImageFile(path, { format, gate, secret, write: true });
+  try {
+    const raw = image.format === 'raw';
+    const from = raw ? image.storage.size : image.size;
+    const target = request.relative === true ? from + size : size;
+    if (!Number.isSafeInteger(target) || target < 0) {
+      throw new SpindleError('BAD_SIZE', `a disk cannot have ${String(target)} bytes`);
+    }
+    if (target < from && request.shrink !== true) {
+      throw new SpindleError(
+        'BAD_OPTION',
+        `the disk has ${String(from)} bytes; to make it smaller, which loses what is cut off, use --shrink`,
+      );
+    }
+    if (target < from && preallocation !== 'off') {
+      throw new SpindleError('BAD_OPTION', 'preallocation is for growing; the new size is smaller');
+    }
+    if (raw) await resizeRaw(image.storage, from, target, preallocation);
+    else if (image.format === 'qcow2') await image.resize(target, { preallocation });
+    else
+      throw new SpindleError('UNSUPPORTED', `this version of spindle does not resize ${image.format} images`);
+    await image.flush();
+    return { format: image.format as Format, from, size: target };
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= path;
+    throw error;
+  } finally {
+    await image.close();
+  }
+}
+
+async function resizeRaw(
+  storage: Storage,
+  from: number,
+  size: number,
+  preallocation: Preallocation,
+): Promise<void> {
+  if (preallocation === 'metadata') {
+    throw new SpindleError(
+      'BAD_OPTION',
+      'raw images have no metadata to preallocate; use off, falloc or full',
+    );
+  }
+  await storage.resize(size);
+  if (size <= from) return;
+  try {
+    if (preallocation === 'falloc') await reservable(storage).reserve(from, size - from);
+    if (preallocation === 'full') await fillWithZeroes(storage, from, size - from);
+  } catch (error) {
+    await storage.resize(from);
+    throw error;
+  }
+}
