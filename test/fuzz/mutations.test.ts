@@ -34,6 +34,7 @@ it(
       expect(report.failures).toEqual([]);
       expect(report.cases).toBe(share);
       expect(report.slowest.milliseconds, report.slowest.where).toBeLessThan(1000);
+      expect(report.longest, 'milliseconds by the clock').toBeLessThan(20_000);
       expect(report.maxRss, 'RSS in bytes').toBeLessThan(300 * 1024 ** 2);
       // Mutations that only ever break the magic, or never break anything, would prove nothing.
       expect(Object.keys(report.codes).length).toBeGreaterThan(10);
