@@ -84,8 +84,8 @@ async function dataStatus(
     zero: false,
     host: mapping.encrypted ? null : { storage, at },
   };
-  const sparse = plain.layer.driver.sparseData();
-  if (mapping.encrypted || !(sparse instanceof Promise ? await sparse : sparse)) return status;
+  // Asked only where the answer is waited for: it reads the file, which may be closed by then.
+  if (mapping.encrypted || !(await plain.layer.driver.sparseData())) return status;
   if (at >= storage.size) return { ...status, zero: true };
   const there = await storage.extent(at, Math.min(plain.length, storage.size - at));
   const zero = (there.flags & ExtentFlag.ZERO) !== 0;
