@@ -1,3 +1,4 @@
+import { statfsSync } from 'node:fs';
 import { readFile, statfs } from 'node:fs/promises';
 import type { StorageCan } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
@@ -115,5 +116,17 @@ async function works(attempt: () => Promise<unknown>): Promise<boolean> {
     return true;
   } catch {
     return false;
+  }
+}
+
+/** XFS: the one file system whose files have extent size hints. */
+const XFS = 0x58465342n;
+
+/** Whether the file system of a descriptor has extent size hints: a quick look, where asking costs a turn of the thread pool. */
+export function hasExtentSizeHints(fd: number): boolean {
+  try {
+    return BigInt.asUintN(32, statfsSync(`/proc/self/fd/${String(fd)}`, { bigint: true }).type) === XFS;
+  } catch {
+    return true;
   }
 }

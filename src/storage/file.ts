@@ -6,7 +6,7 @@ import { RangeLock } from '../core/range-lock.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
 import type { FallocateMode, FiemapExtent, ZeroReport } from '../native/types.ts';
-import { abilities, type Abilities } from './ability.ts';
+import { abilities, hasExtentSizeHints, type Abilities } from './ability.ts';
 import { DataMap } from './data-map.ts';
 import {
   closeDescriptor,
@@ -272,7 +272,7 @@ export class FileStorage implements Storage {
   /** What {@link setExtentSizeHint} set; 0 for nothing, and where nobody can tell. */
   extentSizeHint(): Promise<number> {
     return this.#run(async () => {
-      if (this.isDevice) return 0;
+      if (this.isDevice || !hasExtentSizeHints(this.#fd)) return 0;
       try {
         return await this.#native('ask the extent size hint', () => native().extentSizeHint(this.#fd));
       } catch (error) {
