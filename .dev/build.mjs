@@ -51,6 +51,18 @@ await build({
   external: ['fs-ext'],
   define: { 'import.meta.url': 'importMetaUrl' },
   banner: { js: "const importMetaUrl = require('node:url').pathToFileURL(__filename).href;" },
+  // import() needs more than a script that is run from compiled code has.
+  supported: { 'dynamic-import': false },
   plugins: [withoutChildProcess],
   logLevel: 'warning',
 });
+
+await build({
+  absWorkingDir: root,
+  entryPoints: ['src/cli/load-verb.ts'],
+  outfile: '.cache/load-verb.mjs',
+  platform: 'node',
+  format: 'esm',
+  target: 'node20',
+});
+run(process.execPath, [join(root, '.dev', 'code-cache.mjs')]);

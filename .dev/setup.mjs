@@ -32,11 +32,13 @@ if (addonOff) {
   console.log('spindle: no cargo here, so no addon; running on the TypeScript twins (slower, same bytes)');
 }
 
-once(
-  'build',
-  hashOf(['src', 'tsconfig.json', '.dev/tsconfig.build.json', '.dev/build.mjs', 'package-lock.json']),
-  () => {
-    console.log('spindle: building the TypeScript');
-    run(process.execPath, [join(root, '.dev', 'build.mjs')]);
-  },
-);
+const scripts = ['.dev/tsconfig.build.json', '.dev/build.mjs', '.dev/code-cache.mjs'];
+const build = hashOf(['src', 'tsconfig.json', 'package-lock.json', ...scripts]);
+once('build', build, () => {
+  console.log('spindle: building the TypeScript');
+  run(process.execPath, [join(root, '.dev', 'build.mjs')]);
+});
+// Compiled code is good for one version of V8; the build has made it for its own.
+once('code-cache', hashOf([], build, process.versions.v8, process.arch), () => {
+  run(process.execPath, [join(root, '.dev', 'code-cache.mjs')]);
+});

@@ -4,10 +4,11 @@
  * as little code as it needs.
  */
 import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { loadVerb } from './load-verb.ts';
 import { complain, out, OutputClosed } from './output.ts';
 import { closest } from './suggest.ts';
 import { LATER, VERBS } from './verbs.ts';
-import type { Verb } from './command-line.ts';
 
 const load = createRequire(import.meta.url);
 
@@ -31,7 +32,8 @@ function main(args: readonly string[]): void {
 }
 
 function runVerb(program: string, name: string, args: readonly string[]): void {
-  if (Object.hasOwn(VERBS, name)) void (load(`./command/${name}.cjs`) as Verb).run(args, program);
+  if (Object.hasOwn(VERBS, name))
+    void loadVerb(fileURLToPath(new URL(`./command/${name}.cjs`, import.meta.url))).run(args, program);
   else if (LATER.includes(name)) fail(program, `'${name}' is not in this version of spindle`);
   else
     fail(

@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises';
+import { promises as fs } from 'node:fs';
 import { bytesOf } from '../core/bytes.ts';
 import { wipe, type SecretSource } from '../core/crypto.ts';
 import { isSpindleError, SpindleError } from '../core/errors.ts';
@@ -77,7 +77,7 @@ function decodeBase64(bytes: Uint8Array, id: string): Uint8Array {
 /** The exact bytes of a file: a line end at its end belongs to the secret. */
 async function readSecret(file: string): Promise<Uint8Array> {
   try {
-    return new Uint8Array(await readFile(file));
+    return new Uint8Array(await fs.readFile(file));
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     const kind = code === 'ENOENT' ? 'NOT_FOUND' : code === 'EACCES' ? 'PERMISSION' : 'IO';
