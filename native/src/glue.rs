@@ -2,7 +2,7 @@
 //! cross as `ERRNO:<number>:<call>`, damaged compressed data as `BAD_COMPRESSED:<reason>`.
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
-use crate::{allocate, buffer, codec, device, flags, lock, sparse, zero};
+use crate::{allocate, buffer, cached, codec, device, flags, lock, sparse, zero};
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
 };
@@ -130,6 +130,15 @@ pub fn zero_units(bytes: &[u8], granularity: f64) -> Result<Uint8Array> {
         .unwrap_or(usize::MAX)
         .max(1);
     Ok(zero::zero_units(bytes, granularity).into())
+}
+
+/// The bytes read, or -1 where reading would have to wait.
+#[napi]
+pub fn read_cached(fd: f64, mut into: Uint8Array, offset: f64) -> Result<f64> {
+    // SAFETY: JavaScript, which owns the buffer, stands still during the call.
+    let target = unsafe { into.as_mut() };
+    let found = cached::read(descriptor(fd)?, target, whole(offset, "preadv2")?);
+    Ok(found.map_or(-1.0, |count| count as f64))
 }
 
 /// Resolves to size, logical sector, physical sector.

@@ -5,6 +5,7 @@
 
 pub mod allocate;
 pub mod buffer;
+pub mod cached;
 pub mod codec;
 pub mod device;
 pub mod failure;

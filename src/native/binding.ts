@@ -21,6 +21,7 @@ interface Addon {
   writeZeroes(fd: number, offset: number, length: number): Promise<Float64Array>;
   dataExtents(fd: number, offset: number, length: number, limit: number): Promise<Float64Array>;
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<Float64Array>;
+  readCached(fd: number, into: Uint8Array, offset: number): number;
   zeroUnits(buffer: Uint8Array, granularity: number): Uint8Array;
   deviceInfo(fd: number): Promise<Float64Array>;
   deviceDiscard(fd: number, offset: number, length: number): Promise<void>;
@@ -133,6 +134,11 @@ function wrap(addon: Addon): Native {
       checkWhole('limit', limit, 1);
       const packed = await settle(addon.fiemap(fd, offset, length, limit, sync), { fd, offset, length });
       return unpack(packed);
+    },
+
+    readCached(fd, into, offset) {
+      checkSpan(fd, offset, into.length);
+      return now(() => addon.readCached(fd, into, offset), { fd, offset, length: into.length });
     },
 
     zeroUnits(buffer, granularity) {

@@ -1,4 +1,3 @@
-import { constants, createInflateRaw, deflateRaw } from 'node:zlib';
 import type { Codec } from '../core/codec.ts';
 import { SpindleError } from '../core/errors.ts';
 
@@ -27,8 +26,9 @@ const MIN_CHUNK = 64;
  * One pass, whose output buffer is exactly the cluster. The one-shot functions of node:zlib will not do: a stream that
  * goes on past the cluster makes them fail, and a larger buffer would decode (and fail on) bytes that nobody asked for.
  */
-function inflate(source: Uint8Array, into: Uint8Array): Promise<void> {
-  if (into.length === 0) return Promise.resolve();
+async function inflate(source: Uint8Array, into: Uint8Array): Promise<void> {
+  if (into.length === 0) return;
+  const { constants, createInflateRaw } = await import('node:zlib');
   return new Promise((resolve, reject) => {
     const stream = createInflateRaw({
       chunkSize: Math.max(MIN_CHUNK, into.length),
@@ -56,9 +56,10 @@ function inflate(source: Uint8Array, into: Uint8Array): Promise<void> {
 }
 
 /** The window is 4 KiB, since a reader of qcow2 need not have a larger one. */
-function deflate(source: Uint8Array, limit: number): Promise<Uint8Array | null> {
+async function deflate(source: Uint8Array, limit: number): Promise<Uint8Array | null> {
   // A stream has 2 bytes at the least.
-  if (limit <= 2) return Promise.resolve(null);
+  if (limit <= 2) return null;
+  const { deflateRaw } = await import('node:zlib');
   return new Promise((resolve, reject) => {
     const options = {
       windowBits: 12,

@@ -32,6 +32,10 @@ export const twins: Native = {
   writeZeroes,
   dataExtents,
   fiemap,
+  readCached(fd, into, offset) {
+    checkSpan(fd, offset, into.length);
+    return -1;
+  },
   zeroUnits,
   deviceInfo,
   deviceDiscard: (fd, offset, length) => onDevice(DISCARD, [], { fd, offset, length }),

@@ -35,6 +35,12 @@ export interface Native {
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<FiemapExtent[]>;
 
   /**
+   * Fills the start of `into` from `offset` on, at once, as far as the page cache of the host holds it; the bytes, 0 at
+   * the end of the file. -1 where nothing can be had without waiting, and always for the twin.
+   */
+  readCached(fd: number, into: Uint8Array, offset: number): number;
+
+  /**
    * One byte a unit of `granularity` bytes of `buffer`: 1 where all bytes of the unit are zero, else 0.
    * The last unit may be short.
    */

@@ -7,9 +7,11 @@ import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../
 import { native } from '../native/binding.ts';
 import type { FallocateMode, FiemapExtent, ZeroReport } from '../native/types.ts';
 import { abilities, hasExtentSizeHints, type Abilities } from './ability.ts';
+import { CachedReads } from './cached-reads.ts';
 import { DataMap } from './data-map.ts';
 import {
   closeDescriptor,
+  closeUnwritten,
   readUpTo,
   statDescriptor,
   syncDescriptor,
@@ -73,6 +75,7 @@ export class FileStorage implements Storage {
   readonly #fd: number;
   readonly #alignment: number;
   readonly #direct: DirectIo | undefined;
+  readonly #cached: CachedReads | undefined;
   readonly #lock = new RangeLock();
   readonly #map: DataMap | undefined;
   readonly #cannot = new Set<string>();
@@ -98,6 +101,7 @@ export class FileStorage implements Storage {
     this.#alignment = alignment;
     this.#isNew = isNew;
     this.#direct = can.direct ? new DirectIo(fd, alignment, path) : undefined;
+    this.#cached = can.direct || native().kind === 'twin' ? undefined : new CachedReads(fd);
     this.#map = can.extents
       ? new DataMap((at, length, limit) =>
           this.#native('find data', () => native().dataExtents(fd, at, length, limit)),
@@ -108,7 +112,7 @@ export class FileStorage implements Storage {
 
   /** Bytes of the blocks that the host has allocated (st_blocks). 0 for a block device. */
   allocatedSize(): Promise<number> {
-    return this.#run(async () => Number((await statDescriptor(this.#fd, this.path)).blocks) * 512);
+    return this.#run(() => Promise.resolve(Number(statDescriptor(this.#fd, this.path).blocks) * 512));
   }
 
   get size(): number {
@@ -134,8 +138,12 @@ export class FileStorage implements Storage {
   read(into: Uint8Array, at: number): Promise<void> {
     return this.#run(async () => {
       checkRange(this.#size, at, into.length);
-      const count = await (this.#direct?.readUpTo(into, at) ?? readUpTo(this.#fd, into, at, this.path));
-      if (count < into.length) throw this.#truncated(at + count);
+      const had = this.#cached?.tryRead(into, at) ?? 0;
+      if (had === into.length) return;
+      const rest = into.subarray(had);
+      const from = at + had;
+      const count = await (this.#direct?.readUpTo(rest, from) ?? readUpTo(this.#fd, rest, from, this.path));
+      if (count < rest.length) throw this.#truncated(from + count);
     });
   }
 
@@ -213,7 +221,8 @@ export class FileStorage implements Storage {
         });
       }
       for (const work of this.#beforeClose) work();
-      await closeDescriptor(this.#fd, this.path);
+      if (this.can.write) await closeDescriptor(this.#fd, this.path);
+      else closeUnwritten(this.#fd, this.path);
     })();
     return this.#closing;
   }
