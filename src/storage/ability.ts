@@ -1,5 +1,4 @@
-import { statfsSync } from 'node:fs';
-import { readFile, statfs } from 'node:fs/promises';
+import { promises as fs, statfsSync } from 'node:fs';
 import type { StorageCan } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
 import type { Opened } from './open.ts';
@@ -32,7 +31,7 @@ const PUNCHING = new Set([
 async function filesPunch(path: string): Promise<boolean> {
   if (native().kind !== 'addon') return false;
   try {
-    const { type } = await statfs(path, { bigint: true });
+    const { type } = await fs.statfs(path, { bigint: true });
     return PUNCHING.has(BigInt.asUintN(32, type));
   } catch {
     return false;
@@ -48,7 +47,7 @@ async function deviceDiscards(rdev: bigint): Promise<boolean> {
   // A partition has no queue of its own.
   for (const queue of [`${device}/queue`, `${device}/../queue`]) {
     try {
-      return Number(await readFile(`${queue}/discard_max_bytes`, 'utf8')) > 0;
+      return Number(await fs.readFile(`${queue}/discard_max_bytes`, 'utf8')) > 0;
     } catch {
       continue;
     }
@@ -93,21 +92,18 @@ interface Tells {
 
 const NOTHING: Tells = { extents: false, fiemap: false };
 
-/** File systems, by device number, that tell both: to ask costs two turns of the thread pool at each opening. */
-const tellAll = new Set<bigint>();
+/** By device number, what file systems tell that tell all of extents: to ask costs turns of the thread pool at each opening. */
+const known = new Map<bigint, Tells>();
 
 async function whatFilesTell(fd: number, device: bigint, size: number): Promise<Tells> {
-  if (tellAll.has(device)) return { extents: true, fiemap: true };
-  const tells = await askFileSystem(fd, size);
-  if (tells.extents && tells.fiemap) tellAll.add(device);
-  return tells;
-}
-
-async function askFileSystem(fd: number, size: number): Promise<Tells> {
-  return {
+  const before = known.get(device);
+  if (before !== undefined) return before;
+  const tells = {
     extents: await works(() => native().dataExtents(fd, 0, size, 1)),
     fiemap: await works(() => native().fiemap(fd, 0, Math.max(size, 1), 1, false)),
   };
+  if (tells.extents && tells.fiemap) known.set(device, tells);
+  return tells;
 }
 
 async function works(attempt: () => Promise<unknown>): Promise<boolean> {

@@ -64,11 +64,32 @@ export function openDescriptor(path: string, flags: number, mode: number, doing:
   });
 }
 
-/** fstat(2) with whole numbers of any size. */
-export function statDescriptor(fd: number, path: string): Promise<fs.BigIntStats> {
-  return call(path, 'look at', (done) => {
-    fs.fstat(fd, { bigint: true }, done);
+/** As {@link openDescriptor}, without a turn of the thread pool: for what opens from the kernel's memory. */
+export function openAtOnce(path: string, flags: number, doing: string): number {
+  try {
+    return fs.openSync(path, flags);
+  } catch (error) {
+    throw hostError(error, path, doing);
+  }
+}
+
+/** stat(2), through symbolic links, with whole numbers of any size. */
+export function statPath(path: string, doing: string): Promise<fs.BigIntStats> {
+  return call(path, doing, (done) => {
+    fs.stat(path, { bigint: true }, done);
   });
+}
+
+/**
+ * fstat(2) with whole numbers of any size. Without a turn of the thread pool: what is known of an open file lies in
+ * the kernel's memory, and the turn takes ten times as long as the call.
+ */
+export function statDescriptor(fd: number, path: string): fs.BigIntStats {
+  try {
+    return fs.fstatSync(fd, { bigint: true });
+  } catch (error) {
+    throw hostError(error, path, 'look at');
+  }
 }
 
 /** Sets the length of the file. */
@@ -91,6 +112,15 @@ export function closeDescriptor(fd: number, path: string): Promise<void> {
   return call(path, 'close', (done) => {
     fs.close(fd, done);
   });
+}
+
+/** As {@link closeDescriptor}, at once: for descriptors that wrote nothing, whose closing has nothing to wait for. */
+export function closeUnwritten(fd: number, path: string): void {
+  try {
+    fs.closeSync(fd);
+  } catch (error) {
+    throw hostError(error, path, 'close');
+  }
 }
 
 type Done<T> = (error: NodeJS.ErrnoException | null | undefined, value: T) => void;

@@ -1,4 +1,4 @@
-import { stat, readlink, realpath } from 'node:fs/promises';
+import { promises as fs } from 'node:fs';
 import type { BigIntStats } from 'node:fs';
 import { basename, dirname, isAbsolute, join } from 'node:path';
 import { errnoOf, hostError } from './errno.ts';
@@ -16,7 +16,7 @@ export function identityOf(stats: BigIntStats): string {
  */
 export async function pathIdentity(path: string): Promise<string> {
   try {
-    return identityOf(await stat(path, { bigint: true }));
+    return identityOf(await fs.stat(path, { bigint: true }));
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') throw hostError(error, path, 'look at');
     return `path:${await realTarget(path)}`;
@@ -35,9 +35,9 @@ export async function realTarget(path: string): Promise<string> {
       const link = await linkAt(target);
       if (link === undefined) break;
       // Not normalised: a `..` counts from where the links before it lead.
-      target = isAbsolute(link) ? link : `${await realpath(dirname(target))}/${link}`;
+      target = isAbsolute(link) ? link : `${await fs.realpath(dirname(target))}/${link}`;
     }
-    return join(await realpath(dirname(target)), basename(target));
+    return join(await fs.realpath(dirname(target)), basename(target));
   } catch (error) {
     throw hostError(error, path, 'create');
   }
@@ -45,7 +45,7 @@ export async function realTarget(path: string): Promise<string> {
 
 async function linkAt(path: string): Promise<string | undefined> {
   try {
-    return await readlink(path);
+    return await fs.readlink(path);
   } catch (error) {
     // EINVAL: no link. ENOENT: nothing there.
     if (errnoOf(error) === 'EINVAL' || errnoOf(error) === 'ENOENT') return undefined;

@@ -1,5 +1,4 @@
-import { fstatSync } from 'node:fs';
-import { readFile, readdir, stat } from 'node:fs/promises';
+import { fstatSync, promises as fs } from 'node:fs';
 
 /** A process that holds a lock. */
 export interface LockOwner {
@@ -28,19 +27,19 @@ async function search(fd: number, byte: number): Promise<LockOwner | undefined> 
   const file = fstatSync(fd, { bigint: true });
   const deadline = performance.now() + MOST_TIME;
   let descriptors = 0;
-  for (const pid of await readdir('/proc')) {
+  for (const pid of await fs.readdir('/proc')) {
     if (!/^\d+$/.test(pid)) continue;
     // The process may be gone by now, or belong to somebody else.
-    const names = await readdir(`/proc/${pid}/fdinfo`).catch(() => []);
+    const names = await fs.readdir(`/proc/${pid}/fdinfo`).catch(() => []);
     for (const name of names) {
       if (++descriptors > MOST_DESCRIPTORS || performance.now() > deadline) return undefined;
       if (Number(pid) === process.pid && Number(name) === fd) continue;
-      const info = await readFile(`/proc/${pid}/fdinfo/${name}`, 'utf8').catch(() => '');
+      const info = await fs.readFile(`/proc/${pid}/fdinfo/${name}`, 'utf8').catch(() => '');
       if (!holdsLock(info, file.ino, byte)) continue;
       // The lock line has no device that can be trusted (btrfs): the descriptor itself tells.
-      const held = await stat(`/proc/${pid}/fd/${name}`, { bigint: true }).catch(() => undefined);
+      const held = await fs.stat(`/proc/${pid}/fd/${name}`, { bigint: true }).catch(() => undefined);
       if (held?.dev !== file.dev || held.ino !== file.ino) continue;
-      return { pid: Number(pid), program: (await readFile(`/proc/${pid}/comm`, 'utf8')).trim() };
+      return { pid: Number(pid), program: (await fs.readFile(`/proc/${pid}/comm`, 'utf8')).trim() };
     }
   }
   return undefined;

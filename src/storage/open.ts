@@ -1,8 +1,7 @@
 import { constants, unlinkSync, type BigIntStats } from 'node:fs';
-import { stat } from 'node:fs/promises';
 import { SpindleError } from '../core/errors.ts';
 import { native } from '../native/binding.ts';
-import { closeDescriptor, openDescriptor, statDescriptor } from './descriptor.ts';
+import { closeDescriptor, openAtOnce, openDescriptor, statDescriptor, statPath } from './descriptor.ts';
 import { errnoOf, hostError } from './errno.ts';
 
 /** How {@link openFile} opens. */
@@ -46,22 +45,16 @@ export async function openHost(path: string, options: FileOptions): Promise<Open
   const create = options.create === 'exclusive';
   const write = create || options.write === true;
   const doing = create ? 'create' : write ? 'open for writing' : 'open';
-  if (!create) refuseOther(await lookAt(path, doing), path);
-  const fd = await openFlags(path, write, create, options.direct === true, doing);
+  const before = create ? undefined : await statPath(path, doing);
+  if (before !== undefined) refuseOther(before, path);
+  // A file that was looked at a moment ago opens from memory; a device may take its time, and so may a new name.
+  const quick = !write && before?.isFile() === true;
+  const fd = await openFlags(path, write, create, options.direct === true, quick, doing);
   try {
     return await inspect(fd, path);
   } catch (error) {
     await closeDescriptor(fd, path);
     throw error;
-  }
-}
-
-/** stat(2), through symbolic links, with whole numbers of any size. */
-export async function lookAt(path: string, doing: string): Promise<BigIntStats> {
-  try {
-    return await stat(path, { bigint: true });
-  } catch (error) {
-    throw hostError(error, path, doing);
   }
 }
 
@@ -86,6 +79,7 @@ async function openFlags(
   write: boolean,
   create: boolean,
   direct: boolean,
+  quick: boolean,
   doing: string,
 ): Promise<number> {
   // O_NONBLOCK: should the path have become a FIFO meanwhile, opening it does not hang. Files do not mind it.
@@ -95,6 +89,7 @@ async function openFlags(
     (direct ? constants.O_DIRECT : 0) |
     constants.O_NONBLOCK;
   try {
+    if (quick) return openAtOnce(path, flags, doing);
     return await openDescriptor(path, flags, NEW_FILE_MODE, doing);
   } catch (error) {
     const cause = error instanceof SpindleError ? error.cause : undefined;
@@ -109,7 +104,7 @@ async function openFlags(
 }
 
 async function inspect(fd: number, path: string): Promise<Opened> {
-  const stats = await statDescriptor(fd, path);
+  const stats = statDescriptor(fd, path);
   refuseOther(stats, path);
   const isDevice = stats.isBlockDevice();
   let size = Number(stats.size);
