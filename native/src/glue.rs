@@ -2,7 +2,7 @@
 //! cross as `ERRNO:<number>:<call>`, damaged compressed data as `BAD_COMPRESSED:<reason>`.
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
-use crate::{allocate, buffer, cached, codec, device, flags, lock, sparse, zero};
+use crate::{allocate, buffer, cached, clone, codec, device, flags, lock, sparse, zero};
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
 };
@@ -130,6 +130,20 @@ pub fn zero_units(bytes: &[u8], granularity: f64) -> Result<Uint8Array> {
         .unwrap_or(usize::MAX)
         .max(1);
     Ok(zero::zero_units(bytes, granularity).into())
+}
+
+#[napi]
+pub fn clone_range(source: f64, from: f64, target: f64, to: f64, length: f64) -> Promise<()> {
+    job(move || {
+        const CALL: &str = "ioctl FICLONERANGE";
+        clone::clone_range(
+            descriptor(source)?,
+            whole(from, CALL)?,
+            descriptor(target)?,
+            whole(to, CALL)?,
+            whole(length, CALL)?,
+        )
+    })
 }
 
 /// The bytes read, or -1 where reading would have to wait.

@@ -6,6 +6,7 @@
 pub mod allocate;
 pub mod buffer;
 pub mod cached;
+pub mod clone;
 pub mod codec;
 pub mod device;
 pub mod failure;

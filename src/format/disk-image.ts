@@ -114,6 +114,35 @@ export class DiskImage implements Image {
     });
   }
 
+  /**
+   * Makes room for whole units of the format at `at`, and has `fill` bring the start of the range to a place in a
+   * storage. How many bytes that was; 0 where `fill` gave up, or units would have been cut, which changes nothing.
+   */
+  async fillFrom(
+    at: number,
+    length: number,
+    fill: (storage: Storage, at: number, length: number) => Promise<boolean>,
+  ): Promise<number> {
+    this.#checkChange(at, length);
+    let filled = 0;
+    await this.#exclusive(at, length, async () => {
+      const place = await this.driver.ensureData(at, length);
+      const { fresh } = place;
+      const alone =
+        fresh === undefined || (fresh.start === at && fresh.end === at + place.length && fresh.padding === 0);
+      let done = false;
+      try {
+        done = alone && (await fill(place.storage, place.at, place.length));
+      } finally {
+        if (!done) await fresh?.abandon();
+      }
+      if (!done) return;
+      await fresh?.commit();
+      filled = place.length;
+    });
+    return filled;
+  }
+
   async zero(at: number, length: number, how: ZeroOptions = {}): Promise<void> {
     this.#checkChange(at, length);
     await this.#exclusive(at, length, async () => {

@@ -21,6 +21,7 @@ interface Addon {
   writeZeroes(fd: number, offset: number, length: number): Promise<Float64Array>;
   dataExtents(fd: number, offset: number, length: number, limit: number): Promise<Float64Array>;
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<Float64Array>;
+  cloneRange(source: number, from: number, target: number, to: number, length: number): Promise<void>;
   readCached(fd: number, into: Uint8Array, offset: number): number;
   zeroUnits(buffer: Uint8Array, granularity: number): Uint8Array;
   deviceInfo(fd: number): Promise<Float64Array>;
@@ -134,6 +135,13 @@ function wrap(addon: Addon): Native {
       checkWhole('limit', limit, 1);
       const packed = await settle(addon.fiemap(fd, offset, length, limit, sync), { fd, offset, length });
       return unpack(packed);
+    },
+
+    async cloneRange(source, from, target, to, length) {
+      checkSpan(source, from, length);
+      checkSpan(target, to, length);
+      const work = addon.cloneRange(source, from, target, to, length);
+      await settle(work, { fd: target, offset: to, length });
     },
 
     readCached(fd, into, offset) {

@@ -32,6 +32,11 @@ export const twins: Native = {
   writeZeroes,
   dataExtents,
   fiemap,
+  cloneRange(source, from, target, to, length) {
+    checkSpan(source, from, length);
+    checkSpan(target, to, length);
+    return Promise.reject(new SpindleError('UNSUPPORTED', 'sharing blocks of files needs the addon'));
+  },
   readCached(fd, into, offset) {
     checkSpan(fd, offset, into.length);
     return -1;

@@ -35,6 +35,14 @@ export interface Native {
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<FiemapExtent[]>;
 
   /**
+   * Makes `length` bytes at `to` of the file `target` share the blocks that hold those at `from` of `source` (reflink);
+   * the file grows when the range passes its end. Nothing changes on failure.
+   * @throws UNSUPPORTED where the file system cannot, the files lie on two, or the range is not whole blocks; and always
+   * the twin
+   */
+  cloneRange(source: number, from: number, target: number, to: number, length: number): Promise<void>;
+
+  /**
    * Fills the start of `into` from `offset` on, at once, as far as the page cache of the host holds it; the bytes, 0 at
    * the end of the file. -1 where nothing can be had without waiting, and always for the twin.
    */

@@ -44,7 +44,8 @@ export async function lookBelow(
   }
 }
 
-function identitiesOf(image: Image): string[] {
+/** The identities of all files that an image reads: its own, its data file, and those of its backing chain. */
+export function identitiesOf(image: Image): string[] {
   const identities: string[] = [];
   for (let layer: Image | null = image; layer !== null; layer = layer.backing) {
     for (const storage of [layer.storage, layer.driver.data]) {
@@ -55,7 +56,8 @@ function identitiesOf(image: Image): string[] {
   return identities;
 }
 
-async function identityIfAny(path: string): Promise<string | null> {
+/** The identity of what a path names; null where nothing is there. */
+export async function identityIfAny(path: string): Promise<string | null> {
   try {
     return await pathIdentity(path);
   } catch (error) {

@@ -16,10 +16,9 @@ import {
 import type { Format } from '../format/open.ts';
 import { knownFormat } from '../format/open.ts';
 import { createRaw, type RawPreallocation } from '../format/raw/create.ts';
-import type { Storage } from '../core/storage.ts';
 import { nodeCrypto } from '../native/crypto.ts';
 import type { FileStorage } from '../storage/file.ts';
-import { replaceFile } from '../storage/replace.ts';
+import { replaceFile, type ReplaceOptions } from '../storage/replace.ts';
 import { lookBelow, refuseOverlap } from './create-guard.ts';
 
 /** The preallocation modes of all formats. */
@@ -113,15 +112,29 @@ const MODE_OF: Readonly<Record<AllocationPolicy, Preallocation>> = {
  * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, ENCRYPTED (no secret was given), UNKNOWN_FORMAT, UNSUPPORTED, NO_SPACE, IN_USE, PERMISSION,
  * NOT_FOUND, NOT_A_FILE, BACKING_NOT_FOUND and what opening the backing chain throws
  */
-export async function create(request: CreateRequest): Promise<Created> {
+export function create(request: CreateRequest): Promise<Created> {
+  return createFilled(request, {});
+}
+
+/** What goes into a new image before it takes its name. */
+export interface Filling extends ReplaceOptions {
+  /**
+   * Puts data into the image, which is complete but for it; `dataFile` holds the data where it is external. May close
+   * the storages. Nothing stays when it fails.
+   */
+  readonly fill?: (storage: FileStorage, dataFile: FileStorage | null, created: Created) => Promise<void>;
+}
+
+/** {@link create}, with data in the image. @throws as create, and what `fill` throws */
+export async function createFilled(request: CreateRequest, filling: Filling): Promise<Created> {
   const created = await decide(request);
   const method = created.luks === null ? created.qcow2?.encryption?.format : 'luks';
   const encrypting = method === undefined ? null : await askSecret(request, method);
   if (method === 'aes')
     request.onWarning?.('the encryption format aes is weak and virtual machines refuse it; luks is better');
   try {
-    if (created.qcow2 === null) await createFlat(request, created, encrypting);
-    else await createLayered(request, created, created.qcow2, encrypting);
+    if (created.qcow2 === null) await createFlat(request, created, encrypting, filling);
+    else await createLayered(request, created, created.qcow2, encrypting, filling);
     return created;
   } finally {
     wipe(encrypting?.secret);
@@ -139,15 +152,21 @@ async function createFlat(
   request: CreateRequest,
   created: Created,
   encrypting: Encrypting | null,
+  filling: Filling,
 ): Promise<void> {
   const { size, luks } = created;
   const preallocation = created.preallocation as RawPreallocation;
-  await replaceFile(fileName(request.path), async (storage) => {
-    await prepare(storage, request);
-    request.onStart?.(created);
-    if (luks === null || encrypting === null) await createRaw(storage, size, preallocation, request);
-    else await createLuks(storage, { size, preallocation, luks, ...encrypting }, request);
-  });
+  await replaceFile(
+    fileName(request.path),
+    async (storage) => {
+      await prepare(storage, request);
+      request.onStart?.(created);
+      if (luks === null || encrypting === null) await createRaw(storage, size, preallocation, request);
+      else await createLuks(storage, { size, preallocation, luks, ...encrypting }, request);
+      await filling.fill?.(storage, null, created);
+    },
+    filling,
+  );
 }
 
 async function createLayered(
@@ -155,21 +174,31 @@ async function createLayered(
   created: Created,
   options: Qcow2CreateOptions,
   encrypting: Encrypting | null,
+  filling: Filling,
 ): Promise<void> {
-  const withDataFile = async (storage: FileStorage, dataFile: Storage | null): Promise<void> => {
+  const withDataFile = async (storage: FileStorage, dataFile: FileStorage | null): Promise<void> => {
     await prepare(storage, request);
     request.onStart?.(created);
     await createQcow2(storage, options, dataFile, request, encrypting);
+    await filling.fill?.(storage, dataFile, created);
   };
-  await replaceFile(fileName(request.path), async (storage) => {
-    if (options.dataFile === null) await withDataFile(storage, null);
-    else {
-      await replaceFile(fileName(options.dataFile), async (dataFile) => {
-        await prepare(dataFile, request);
-        await withDataFile(storage, dataFile);
-      });
-    }
-  });
+  await replaceFile(
+    fileName(request.path),
+    async (storage) => {
+      if (options.dataFile === null) await withDataFile(storage, null);
+      else {
+        await replaceFile(
+          fileName(options.dataFile),
+          async (dataFile) => {
+            await prepare(dataFile, request);
+            await withDataFile(storage, dataFile);
+          },
+          filling,
+        );
+      }
+    },
+    filling,
+  );
 }
 
 function fileName(path: string): string {

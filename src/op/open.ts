@@ -21,6 +21,8 @@ export interface OpenFileOptions {
   readonly share?: boolean | undefined;
   /** Bypass the page cache of the host. */
   readonly direct?: boolean | undefined;
+  /** Nobody may change the image while it is open, not even where users of its format usually share it (raw). */
+  readonly steady?: boolean | undefined;
   /** Open the backing chain (default), or see unallocated ranges as zeroes. */
   readonly backing?: boolean | undefined;
   /** Id or name of an internal snapshot to open instead of the active disk. */
@@ -67,7 +69,7 @@ export async function openImageFile(path: string, options: OpenFileOptions = {})
  */
 export async function openLocked(
   path: string,
-  options: Pick<OpenFileOptions, 'format' | 'write' | 'share' | 'direct'> = {},
+  options: Pick<OpenFileOptions, 'format' | 'write' | 'share' | 'direct' | 'steady'> = {},
 ): Promise<{ storage: FileStorage; format: Format }> {
   const wanted = knownFormat(options.format);
   const file = localName(path);
@@ -88,8 +90,8 @@ export async function openLocked(
   }
 }
 
-function lockUse(format: Format, options: Pick<OpenFileOptions, 'write' | 'share'>): LockUse {
+function lockUse(format: Format, options: Pick<OpenFileOptions, 'write' | 'share' | 'steady'>): LockUse {
   if (options.share) return 'snoop';
-  if (format === 'raw') return options.write ? 'write-raw' : 'read-raw';
+  if (format === 'raw' && options.steady !== true) return options.write ? 'write-raw' : 'read-raw';
   return options.write ? 'write' : 'read';
 }

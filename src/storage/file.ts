@@ -42,12 +42,7 @@ export async function openFile(path: string, options: FileOptions = {}): Promise
   const write = options.write === true || options.create !== undefined;
   const direct = options.direct === true;
   try {
-    return new FileStorage(
-      path,
-      opened,
-      await abilities(path, opened, write, direct),
-      options.create !== undefined,
-    );
+    return new FileStorage(path, opened, await abilities(path, opened, write, direct), options);
   } catch (error) {
     await closeDescriptor(opened.fd, path);
     throw error;
@@ -87,10 +82,11 @@ export class FileStorage implements Storage {
   #running = 0;
   #closing: Promise<void> | undefined;
   #idle: (() => void) | undefined;
+  readonly #unsafe: boolean;
   readonly #beforeClose: (() => void)[] = [];
 
   /** Takes over the descriptor. Use {@link openFile}. */
-  constructor(path: string, opened: Opened, { can, fiemap }: Abilities, isNew: boolean) {
+  constructor(path: string, opened: Opened, { can, fiemap }: Abilities, options: FileOptions) {
     const { fd, stats, isDevice, size, alignment } = opened;
     this.path = path;
     this.can = can;
@@ -99,7 +95,8 @@ export class FileStorage implements Storage {
     this.#fd = fd;
     this.#size = size;
     this.#alignment = alignment;
-    this.#isNew = isNew;
+    this.#isNew = options.create !== undefined;
+    this.#unsafe = options.unsafe === true;
     this.#direct = can.direct ? new DirectIo(fd, alignment, path) : undefined;
     this.#cached = can.direct || native().kind === 'twin' ? undefined : new CachedReads(fd);
     this.#map = can.extents
@@ -123,6 +120,14 @@ export class FileStorage implements Storage {
   get fd(): number {
     this.#checkOpen();
     return this.#fd;
+  }
+
+  /** Tells that bytes up to `end` were changed through {@link fd}, by which the file may have grown. */
+  changed(end: number): void {
+    this.#map?.changed();
+    if (end <= this.#size) return;
+    this.#size = end;
+    this.#sizeChanged = true;
   }
 
   /** Whether `close` was called. */
@@ -196,7 +201,7 @@ export class FileStorage implements Storage {
 
   flush(): Promise<void> {
     return this.#run(async () => {
-      if (!this.can.write) return;
+      if (!this.can.write || this.#unsafe) return;
       if (this.#flushFailure !== undefined) throw this.#flushFailure as Error;
       const dataOnly = !this.#sizeChanged && !this.#isNew;
       // Changes of the size from here on are for the next flush.

@@ -12,6 +12,8 @@ export interface FileOptions {
   readonly direct?: boolean;
   /** `exclusive` makes a new, empty file, open for changes, and fails with EXISTS when the path exists. */
   readonly create?: 'exclusive';
+  /** Flushes do nothing: for a file that nobody relies on before it is complete. */
+  readonly unsafe?: boolean;
 }
 
 /** A descriptor of a regular file or block device, and what is known of it. */

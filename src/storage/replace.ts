@@ -13,6 +13,15 @@ import { refuseOther } from './open.ts';
 /** Bytes of the name of the target that its temporary name keeps: all names must fit in 255 bytes. */
 const NAME_KEPT = 180;
 
+/** How {@link replaceFile} makes a file. */
+export interface ReplaceOptions {
+  /**
+   * False: a file that was not there before need not be durable, only complete, and flushing it while it is made does
+   * nothing. Default: what was made survives a power cut.
+   */
+  readonly lasting?: boolean | undefined;
+}
+
 /** Temporary files that exist now. */
 const leftovers = new Set<string>();
 
@@ -35,6 +44,7 @@ export function removeLeftovers(): void {
 export async function replaceFile(
   path: string,
   build: (storage: FileStorage) => Promise<void>,
+  how: ReplaceOptions = {},
 ): Promise<void> {
   const target = await realTarget(path);
   const old = await statIfThere(target);
@@ -43,7 +53,7 @@ export async function replaceFile(
     await refuseInUse(target);
   }
   if (old?.isBlockDevice() === true) await writeDevice(target, build);
-  else await writeFile(target, path, old, build);
+  else await writeFile(target, path, old, build, how);
 }
 
 async function writeDevice(target: string, build: (storage: FileStorage) => Promise<void>): Promise<void> {
@@ -61,11 +71,14 @@ async function writeFile(
   path: string,
   old: BigIntStats | undefined,
   build: (storage: FileStorage) => Promise<void>,
+  how: ReplaceOptions,
 ): Promise<void> {
+  // What was there is given up only for something that is durable.
+  const lasting = old !== undefined || how.lasting !== false;
   const temporary = temporaryName(target);
   leftovers.add(temporary);
   try {
-    const storage = await openFile(temporary, { create: 'exclusive' });
+    const storage = await openFile(temporary, { create: 'exclusive', unsafe: how.lasting === false });
     try {
       await build(storage);
       if (!storage.closed) await storage.flush();
@@ -76,7 +89,7 @@ async function writeFile(
       await keepOwner(temporary, old);
       await refuseInUse(target);
     }
-    await syncFile(temporary);
+    if (lasting) await syncFile(temporary);
     await rename(temporary, target);
   } catch (error) {
     removeQuietly(temporary);
@@ -86,7 +99,7 @@ async function writeFile(
   } finally {
     leftovers.delete(temporary);
   }
-  await syncDirectory(dirname(target));
+  if (lasting) await syncDirectory(dirname(target));
 }
 
 /** An error about the temporary file, told about the file that the caller knows. */

@@ -1,0 +1,255 @@
+import { alignDown, offsetIn } from '../../core/align.ts';
+import { SpindleError } from '../../core/errors.ts';
+import { stopIfAborted, type Working } from '../../core/working.ts';
+import type { DiskImage } from '../../format/disk-image.ts';
+import { native } from '../../native/binding.ts';
+import { CHUNK, chunksOf, widened, type Chunk } from './chunks.ts';
+import { Cloner } from './clone.ts';
+import type { SourceDisk } from './source.ts';
+
+/** How a disk is copied into an image. */
+export interface CopyOptions extends Working {
+  /** The target reads as zeroes now, so that zeroes need not be written. */
+  readonly blank: boolean;
+  /**
+   * Bytes of zeroes in data that are worth a hole; 0: write everything, also what is known to be zero. Whole units of
+   * the target's format at least.
+   */
+  readonly sparse: number;
+  /** Store data compressed. */
+  readonly compress?: boolean | undefined;
+  /** Share blocks with the source where the file system can (reflink). */
+  readonly share?: boolean | undefined;
+  /** Bytes a second at most. */
+  readonly rate?: number | undefined;
+  /** Fill with zeroes what cannot be read, and tell of each piece. */
+  readonly onUnreadable?: ((at: number, length: number, error: unknown) => void) | undefined;
+}
+
+/** What was copied, in bytes of the disk. */
+export interface Copied {
+  /** Written as data. */
+  readonly written: number;
+  /** Blocks shared with the source. */
+  readonly shared: number;
+  /** Zeroes, written or left out. */
+  readonly zero: number;
+}
+
+/** Pieces that are read ahead of the one being written. */
+const AHEAD = 4;
+
+/** Bytes from which sharing blocks is worth a call. */
+const LEAST_SHARED = 64 * 1024;
+
+/** Smallest piece that is tried where a read failed. */
+const SECTOR = 512;
+
+/**
+ * Copies all of `source` into `target`, whose disk is as large or larger. Reads run ahead; writes are done in the order
+ * of the disk, so that one source always makes the same image. Runs of kind `absent` are left alone.
+ * @throws SpindleError ABORTED, and what reading and writing throw
+ */
+export async function copyDisk(source: SourceDisk, target: DiskImage, options: CopyOptions): Promise<Copied> {
+  const job = new CopyJob(source, target, options);
+  await job.run();
+  return job.copied;
+}
+
+class CopyJob {
+  readonly #source: SourceDisk;
+  readonly #target: DiskImage;
+  readonly #options: CopyOptions;
+  readonly #cloner: Cloner | null;
+  readonly #idle: Uint8Array[] = [];
+  readonly #start = performance.now();
+  readonly copied = { written: 0, shared: 0, zero: 0 };
+  #moved = 0;
+
+  constructor(source: SourceDisk, target: DiskImage, options: CopyOptions) {
+    this.#source = source;
+    this.#target = target;
+    this.#options = options;
+    const shares = options.share === true && options.compress !== true;
+    this.#cloner = shares ? Cloner.to(target.driver.data) : null;
+  }
+
+  /** Bytes that are written as a whole, or left out. */
+  get #unit(): number {
+    return Math.max(this.#target.driver.granularity, this.#options.sparse, 4096);
+  }
+
+  async run(): Promise<void> {
+    const { signal, onProgress } = this.#options;
+    const queue: { readonly chunk: Chunk; readonly bytes: Promise<Uint8Array> | null }[] = [];
+    const next = async (): Promise<void> => {
+      const first = queue.shift();
+      if (first === undefined) return;
+      await this.#write(first.chunk, await first.bytes);
+      onProgress?.(Math.min(first.chunk.at + first.chunk.length, this.#source.size), this.#source.size);
+    };
+    try {
+      for await (const chunk of this.#chunks()) {
+        stopIfAborted(signal);
+        const reads = chunk.kind === 'data' && chunk.host === null;
+        const bytes = reads ? this.#read(chunk) : null;
+        // Its turn comes later; until then a failure is nobody's.
+        bytes?.catch(() => undefined);
+        queue.push({ chunk, bytes });
+        if (queue.length > AHEAD) await next();
+      }
+      while (queue.length > 0) {
+        stopIfAborted(signal);
+        await next();
+      }
+    } finally {
+      await Promise.allSettled(queue.map(({ bytes }) => bytes));
+    }
+    onProgress?.(this.#source.size, this.#source.size);
+  }
+
+  #chunks(): AsyncGenerator<Chunk> {
+    const cloner = this.#cloner;
+    const unit = this.#unit;
+    const whole =
+      cloner === null
+        ? null
+        : { least: Math.max(LEAST_SHARED, unit), unit, accepts: cloner.accepts.bind(cloner) };
+    const units = { unit, size: this.#source.size, absent: this.#options.compress === true };
+    return chunksOf(widened(this.#source.runs(), units), whole, this.#options.signal);
+  }
+
+  async #read({ at, length }: Chunk): Promise<Uint8Array> {
+    const bytes = (this.#idle.pop() ?? new Uint8Array(CHUNK)).subarray(0, length);
+    try {
+      await this.#source.read(bytes, at);
+    } catch (error) {
+      if (this.#options.onUnreadable === undefined) throw error;
+      await this.#salvage(bytes, at, error);
+    }
+    return bytes;
+  }
+
+  /** Reads what can be read, in ever smaller parts. */
+  async #salvage(bytes: Uint8Array, at: number, error: unknown): Promise<void> {
+    if (bytes.length <= SECTOR) {
+      bytes.fill(0);
+      this.#options.onUnreadable?.(at, bytes.length, error);
+      return;
+    }
+    const half = Math.max(SECTOR, alignDown(bytes.length / 2, SECTOR));
+    for (const [part, where] of [
+      [bytes.subarray(0, half), at],
+      [bytes.subarray(half), at + half],
+    ] as const) {
+      try {
+        await this.#source.read(part, where);
+      } catch (reason) {
+        await this.#salvage(part, where, reason);
+      }
+    }
+  }
+
+  async #write(chunk: Chunk, bytes: Uint8Array | null): Promise<void> {
+    await this.#slow(chunk.kind === 'data' ? chunk.length : 0);
+    if (chunk.kind === 'zero') await this.#zero(chunk.at, chunk.length);
+    else if (bytes !== null) {
+      await this.#writeData(bytes, chunk.at);
+      this.#idle.push(new Uint8Array(bytes.buffer));
+    } else if (chunk.host !== null) await this.#clone(chunk, chunk.host);
+  }
+
+  async #clone(chunk: Chunk, host: NonNullable<Chunk['host']>): Promise<void> {
+    const cloner = this.#cloner;
+    for (let done = 0; done < chunk.length;) {
+      const at = chunk.at + done;
+      const place = cloner?.works === true ? host.at + done : null;
+      const shared =
+        place === null
+          ? 0
+          : await this.#target.fillFrom(at, chunk.length - done, (storage, to, length) =>
+              (cloner as Cloner).clone(host.storage, place, storage, to, length),
+            );
+      this.copied.shared += shared;
+      done += shared;
+      if (shared > 0) continue;
+      // The file system did not share these after all.
+      const piece = { at, length: Math.min(CHUNK, chunk.length - done), kind: 'data' as const, host: null };
+      const bytes = await this.#read(piece);
+      await this.#writeData(bytes, at);
+      this.#idle.push(new Uint8Array(bytes.buffer));
+      done += piece.length;
+    }
+  }
+
+  async #zero(at: number, length: number): Promise<void> {
+    this.copied.zero += length;
+    if (this.#options.sparse === 0) return this.#writeZeroes(at, length);
+    if (!this.#options.blank) await this.#target.zero(at, length);
+  }
+
+  async #writeZeroes(at: number, length: number): Promise<void> {
+    const zeroes = new Uint8Array(Math.min(CHUNK, length));
+    for (let done = 0; done < length;) {
+      stopIfAborted(this.#options.signal);
+      const size = Math.min(length - done, CHUNK - offsetIn(at + done, CHUNK));
+      await this.#target.write(zeroes.subarray(0, size), at + done);
+      done += size;
+    }
+  }
+
+  async #writeData(bytes: Uint8Array, at: number): Promise<void> {
+    if (this.#options.sparse === 0) {
+      this.copied.written += bytes.length;
+      return this.#store(bytes, at);
+    }
+    const unit = this.#unit;
+    // Units lie at multiples of their size on the disk.
+    const head = Math.min(bytes.length, unit - offsetIn(at, unit));
+    const units = [
+      native().zeroUnits(bytes.subarray(0, head), unit)[0] ?? 0,
+      ...native().zeroUnits(bytes.subarray(head), unit),
+    ];
+    for (let first = 0, next = 1; first < units.length; first = next, next++) {
+      while (next < units.length && units[next] === units[first]) next++;
+      const start = first === 0 ? 0 : head + (first - 1) * unit;
+      const end = Math.min(bytes.length, head + (next - 1) * unit);
+      await this.#part(bytes.subarray(start, end), at + start, units[first] === 1);
+    }
+  }
+
+  async #part(bytes: Uint8Array, at: number, zero: boolean): Promise<void> {
+    if (bytes.length === 0) return;
+    if (!zero) {
+      this.copied.written += bytes.length;
+      return this.#store(bytes, at);
+    }
+    this.copied.zero += bytes.length;
+    if (!this.#options.blank) await this.#target.zero(at, bytes.length);
+  }
+
+  async #store(bytes: Uint8Array, at: number): Promise<void> {
+    if (this.#options.compress === true) await this.#target.writeCompressed(bytes, at);
+    else await this.#target.write(bytes, at);
+  }
+
+  /** Waits until `bytes` more do not pass the rate. */
+  async #slow(bytes: number): Promise<void> {
+    const { rate, signal } = this.#options;
+    this.#moved += bytes;
+    if (rate === undefined || rate <= 0) return;
+    const due = this.#start + (this.#moved / rate) * 1000;
+    for (let left = due - performance.now(); left > 0; left = due - performance.now()) {
+      await new Promise((resolve) => setTimeout(resolve, Math.min(left, 200)));
+      stopIfAborted(signal);
+    }
+  }
+}
+
+/** The error of a target that is too small. */
+export function tooSmall(size: number, target: number): SpindleError {
+  return new SpindleError(
+    'BAD_SIZE',
+    `the source has ${String(size)} bytes, the target only ${String(target)}`,
+  );
+}

@@ -1,0 +1,84 @@
+import { readPadded } from '../../core/read.ts';
+import type { Storage } from '../../core/storage.ts';
+import type { Image } from '../../format/image.ts';
+import { blockStatus, layerStatus } from '../../format/status.ts';
+
+/** A run of the disk to be copied. Bytes. */
+export interface Run {
+  readonly at: number;
+  readonly length: number;
+  /** `absent`: not in the top layer, so that the backing file of an overlay shows through. Only where that was asked. */
+  readonly kind: 'data' | 'zero' | 'absent';
+  /** Where the plain bytes of a data run are; null where only reading the disk gives them. */
+  readonly host: { readonly storage: Storage; readonly at: number } | null;
+}
+
+/** A disk to copy from. Offsets and lengths are bytes. */
+export interface SourceDisk {
+  readonly size: number;
+  /** Fills `into` from `at`. */
+  read(into: Uint8Array, at: number): Promise<void>;
+  /** The runs of the disk in ascending order, without gaps. Neighbours may be of one kind. */
+  runs(): AsyncGenerator<Run>;
+}
+
+/** The disk of an image with all that it is backed by; with `topOnly`, the runs tell what its top layer holds. */
+export function imageSource(image: Image, topOnly = false): SourceDisk {
+  return {
+    size: image.size,
+    read: (into, at) => image.read(into, at),
+    runs: () => imageRuns(image, topOnly),
+  };
+}
+
+async function* imageRuns(image: Image, topOnly: boolean): AsyncGenerator<Run> {
+  for (let at = 0; at < image.size;) {
+    const ask = topOnly ? layerStatus : blockStatus;
+    const { length, zero, data, host } = await ask(image, at, image.size - at);
+    yield { at, length, kind: zero ? 'zero' : data ? 'data' : 'absent', host: data && !zero ? host : null };
+    at += length;
+  }
+}
+
+/** Disks one after the other, each with its size. */
+export function joinedSource(parts: readonly SourceDisk[]): SourceDisk {
+  const [only, ...others] = parts;
+  if (only !== undefined && others.length === 0) return only;
+  const placed: { readonly start: number; readonly disk: SourceDisk }[] = [];
+  let size = 0;
+  for (const disk of parts) {
+    placed.push({ start: size, disk });
+    size += disk.size;
+  }
+  return {
+    size,
+    async read(into, at) {
+      for (const { start, disk } of placed) {
+        const from = Math.max(at, start);
+        const end = Math.min(at + into.length, start + disk.size);
+        if (from < end) await disk.read(into.subarray(from - at, end - at), from - start);
+      }
+    },
+    async *runs() {
+      for (const { start, disk } of placed) {
+        for await (const run of disk.runs()) yield { ...run, at: run.at + start };
+      }
+    },
+  };
+}
+
+/** A disk of another size: cut, or with zeroes behind it. */
+export function sizedSource(disk: SourceDisk, size: number): SourceDisk {
+  if (size === disk.size) return disk;
+  return {
+    size,
+    read: (into, at) => readPadded(disk as unknown as Storage, into, at),
+    async *runs() {
+      for await (const run of disk.runs()) {
+        if (run.at >= size) return;
+        yield { ...run, length: Math.min(run.length, size - run.at) };
+      }
+      if (size > disk.size) yield { at: disk.size, length: size - disk.size, kind: 'zero', host: null };
+    },
+  };
+}
