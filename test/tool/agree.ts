@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { open } from 'node:fs/promises';
 import { expect } from 'vitest';
 import type { Image } from '../../src/format/image.ts';
 import { checkExitCode, checkJson } from '../../src/op/check.ts';
@@ -36,9 +37,20 @@ export async function ourMap(image: Image): Promise<Omit<MapEntry, 'file'>[]> {
   return entries;
 }
 
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path);
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
 /** Expects that spindle and qemu-img say the same about an image: info, map, check, and its bytes. */
 export async function expectAgreement(path: string, options: AgreeOptions = {}): Promise<void> {
   const format = options.format ?? 'qcow2';
+  // Both look at what the host has allocated, which writing back may change between the two looks.
+  await syncFile(path);
   expect(infoJson(await info(path, { format })), 'info').toEqual(await qemu.info(path, { format }));
   const image = await openImageFile(path, { format });
   try {
