@@ -5,6 +5,7 @@ import { defineConfig } from 'vitest/config';
 const SLOW = [
   'test/differential/**',
   'test/fuzz/**',
+  'test/convert/differential.test.ts',
   'test/write/{model,interleaved,killed,crash,no-space}.test.ts',
 ];
 const quick = process.env.SPINDLE_QUICK === '1';

@@ -1,5 +1,14 @@
 import type { Command, Option } from 'commander';
 
+/** Further long spellings of options. */
+const spellings = new WeakMap<Option, readonly string[]>();
+
+/** An option that is also known by other long names, such as those of another version of qemu-img. */
+export function alsoSpelled(option: Option, ...names: string[]): Option {
+  spellings.set(option, names);
+  return option;
+}
+
 /**
  * Spells out long options that are shortened to a beginning which fits one only, as getopt allows:
  * `--backing-ch` is `--backing-chain`. What fits none or several stays, to be refused by its own name.
@@ -31,7 +40,9 @@ function shortOption(options: readonly Option[], arg: string): Option | undefine
 }
 
 function longOption(options: readonly Option[], name: string): Option | undefined {
-  const exact = options.find((option) => option.long === name);
+  const exact = options.find(
+    (option) => option.long === name || spellings.get(option)?.includes(name) === true,
+  );
   if (exact !== undefined) return exact;
   if ('--help'.startsWith(name)) return undefined;
   const fitting = options.filter((option) => option.long?.startsWith(name) === true);

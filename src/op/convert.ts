@@ -202,8 +202,9 @@ function targetGate(dataFile: FileStorage | null): Gate {
 function isBlank(made: Created, storage: FileStorage): boolean {
   if (made.format === 'luks') return false;
   if (made.format === 'raw') return !storage.isDevice || made.preallocation === 'full';
-  if (made.qcow2?.backing != null) return false;
-  return made.qcow2?.encryption === null || made.preallocation === 'off';
+  const { qcow2 } = made;
+  if (qcow2 === null || qcow2.backing !== null) return false;
+  return qcow2.encryption === null || made.preallocation === 'off';
 }
 
 async function copyInto(

@@ -11,7 +11,14 @@ const PROCESSES = 2;
 async function fuzz(seed: number, count: number): Promise<FuzzReport> {
   const root = fileURLToPath(new URL('../../', import.meta.url));
   // How much garbage V8 lets lie differs from one Node to the next; what is asked here is how much is needed.
-  const args = ['--max-semi-space-size=8', '--import', 'tsx', 'test/fuzz/run.ts', String(seed), String(count)];
+  const args = [
+    '--max-semi-space-size=8',
+    '--import',
+    'tsx',
+    'test/fuzz/run.ts',
+    String(seed),
+    String(count),
+  ];
   const { stdout } = await promisify(execFile)(process.execPath, args, {
     cwd: root,
     maxBuffer: 64 * 1024 ** 2,

@@ -1,25 +1,22 @@
 import { Option } from 'commander';
 import { ALLOCATION_POLICIES, type AllocationPolicy } from '../../core/allocation.ts';
 import { printable, SpindleError } from '../../core/errors.ts';
-import { parseSize } from '../../core/size.ts';
-import { knownFormat, type Format } from '../../format/open.ts';
-import { create, type CreateRequest, type EncryptionRequest, type Preallocation } from '../../op/create.ts';
+import { knownFormat } from '../../format/open.ts';
+import { create } from '../../op/create.ts';
 import { collect, formatOption, newCommand, verb } from '../command-line.ts';
-import { createOptionsHelp, parseCreateOptions, type Given } from '../create-options.ts';
+import { createOptionsHelp, parseCreateOptions } from '../create-options.ts';
+import { encryptionOf, requestOf, type NewImageFlags } from '../create-request.ts';
 import { formattingLine } from '../formatting-line.ts';
 import { interruptible } from '../interrupt.ts';
 import { progressOption, progressTo, type ProgressForm } from '../progress.ts';
 import { warn } from '../report.ts';
 import { out } from '../output.ts';
-import { secretObjects, secretSource, type SecretFlags } from '../secret.ts';
+import { secretObjects } from '../secret.ts';
 import { objectOption, secretFileOption } from '../source.ts';
 
-interface Flags extends SecretFlags {
+interface Flags extends NewImageFlags {
   readonly format?: string;
   readonly options: readonly string[];
-  readonly backing?: string;
-  readonly backingFormat?: string;
-  readonly backingUnsafe?: boolean;
   readonly allocation?: AllocationPolicy;
   readonly quiet?: boolean;
   readonly progress: ProgressForm;
@@ -87,7 +84,11 @@ async function work(
   }
   if (file === undefined) throw new SpindleError('BAD_OPTION', 'name the file to create');
   const encryption = encryptionOf(format, flags, given);
-  const request = { ...requestOf(file, size, flags, given), ...(encryption === null ? {} : { encryption }) };
+  const request = {
+    ...requestOf(file, size, flags, given),
+    allocation: flags.allocation,
+    ...(encryption === null ? {} : { encryption }),
+  };
   const progress = progressTo(flags.quiet === true ? 'none' : flags.progress);
   try {
     await create({
@@ -107,121 +108,4 @@ async function work(
     if (error instanceof SpindleError) error.path ??= file;
     throw error;
   }
-}
-
-/** The values of the list, by their names there. */
-interface Values {
-  readonly size?: number;
-  readonly preallocation?: Preallocation;
-  readonly compat?: string;
-  readonly cluster_size?: number;
-  readonly refcount_bits?: number;
-  readonly extended_l2?: boolean;
-  readonly lazy_refcounts?: boolean;
-  readonly compression_type?: 'zlib' | 'zstd';
-  readonly data_file?: string;
-  readonly data_file_raw?: boolean;
-  readonly nocow?: boolean;
-  readonly extent_size_hint?: number;
-}
-
-function requestOf(
-  file: string,
-  size: string | undefined,
-  flags: Flags,
-  given: ReadonlyMap<string, Given>,
-): CreateRequest {
-  if (size !== undefined && given.has('size')) {
-    throw new SpindleError('BAD_OPTION', 'the size is given twice, as an argument and as an option', {
-      path: file,
-    });
-  }
-  const values: Values = Object.fromEntries([...given].map(([name, { value }]) => [name, value]));
-  const { compat } = values;
-  const qcow2 = defined({
-    version:
-      compat === undefined ? undefined : compat === '0.10' || compat === 'v2' ? (2 as const) : (3 as const),
-    clusterSize: values.cluster_size,
-    refcountBits: values.refcount_bits,
-    extendedL2: values.extended_l2,
-    lazyRefcounts: values.lazy_refcounts,
-    compressionType: values.compression_type,
-    dataFile: values.data_file,
-    dataFileRaw: values.data_file_raw,
-  });
-  return {
-    path: file,
-    size: size === undefined ? values.size : parseSize(size),
-    allocation: flags.allocation,
-    preallocation: values.preallocation,
-    qcow2,
-    backing: backingOf(file, flags, given),
-    noCow: values.nocow,
-    extentSizeHint: values.extent_size_hint,
-  };
-}
-
-/** What the options say of encryption; null where nothing is to be encrypted. */
-function encryptionOf(
-  format: Format,
-  flags: Flags,
-  given: ReadonlyMap<string, Given>,
-): EncryptionRequest | null {
-  const prefix = format === 'luks' ? '' : 'encrypt.';
-  const text = (name: string): string | undefined => given.get(prefix + name)?.value as string | undefined;
-  const asked = format === 'luks' ? 'luks' : (text('format') as 'luks' | 'aes' | undefined);
-  const old = given.get('encryption')?.value;
-  const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message);
-  if (old !== undefined && asked !== undefined)
-    throw bad('encryption and encrypt.format say the same; use the latter');
-  const method = old === true ? 'aes' : asked;
-  if (method === undefined) {
-    const other = [...given.keys()].find((name) => name.startsWith('encrypt.'));
-    if (other !== undefined) throw bad(`${other} needs encrypt.format=luks`);
-    return null;
-  }
-  const iterTime = given.get(`${prefix}iter-time`)?.value as number | undefined;
-  const luks = defined({
-    cipherAlg: text('cipher-alg'),
-    cipherMode: text('cipher-mode'),
-    ivgenAlg: text('ivgen-alg'),
-    ivgenHashAlg: text('ivgen-hash-alg'),
-    hashAlg: text('hash-alg'),
-    iterTime,
-  });
-  return { format: method, secret: secretSource(flags, text('key-secret'), true), luks };
-}
-
-function backingOf(file: string, flags: Flags, given: ReadonlyMap<string, Given>): CreateRequest['backing'] {
-  const name = same(file, 'backing file', flags.backing, given.get('backing_file'));
-  const format = same(file, 'backing format', flags.backingFormat, given.get('backing_fmt'));
-  const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message, { path: file });
-  if (name === undefined) {
-    if (format !== undefined) throw bad(`a backing format (${format}) needs a backing file: add -b FILE`);
-    return undefined;
-  }
-  if (name === '') throw bad('the name of the backing file is empty; leave it out for an image without one');
-  if (format === undefined)
-    throw bad(`the format of the backing file '${name}' must be named: add -F qcow2 or -F raw`);
-  return { name, format, unchecked: flags.backingUnsafe === true };
-}
-
-/** What a flag and its older spelling in a list say together. */
-function same(
-  file: string,
-  what: string,
-  flag: string | undefined,
-  option: Given | undefined,
-): string | undefined {
-  const other = option === undefined ? undefined : String(option.value);
-  if (flag === undefined || other === undefined || flag === other) return flag ?? other;
-  throw new SpindleError('BAD_OPTION', `two different values for the ${what}: '${flag}' and '${other}'`, {
-    path: file,
-  });
-}
-
-/** `values` without those that are undefined. */
-function defined<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
-  const entries = Object.entries(values).filter(([, value]) => value !== undefined);
-  return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
 }

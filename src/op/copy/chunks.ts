@@ -21,7 +21,7 @@ export interface WholeRuns {
   /** Pieces begin and end at multiples of this many bytes of the disk. */
   readonly unit: number;
   /** Whether the host can copy from there. */
-  accepts(host: NonNullable<Run['host']>): boolean;
+  readonly accepts: (host: NonNullable<Run['host']>) => boolean;
 }
 
 /**

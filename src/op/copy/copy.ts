@@ -42,6 +42,9 @@ const AHEAD = 4;
 /** Bytes from which sharing blocks is worth a call. */
 const LEAST_SHARED = 64 * 1024;
 
+/** Blocks of file systems that share them, at the most. */
+const BLOCK = 4096;
+
 /** Smallest piece that is tried where a read failed. */
 const SECTOR = 512;
 
@@ -74,11 +77,6 @@ class CopyJob {
     this.#cloner = shares ? Cloner.to(target.driver.data) : null;
   }
 
-  /** Bytes that are written as a whole, or left out. */
-  get #unit(): number {
-    return Math.max(this.#target.driver.granularity, this.#options.sparse, 4096);
-  }
-
   async run(): Promise<void> {
     const { signal, onProgress } = this.#options;
     const queue: { readonly chunk: Chunk; readonly bytes: Promise<Uint8Array> | null }[] = [];
@@ -103,18 +101,19 @@ class CopyJob {
         await next();
       }
     } finally {
-      await Promise.allSettled(queue.map(({ bytes }) => bytes));
+      await Promise.allSettled(queue.flatMap(({ bytes }) => bytes ?? []));
     }
     onProgress?.(this.#source.size, this.#source.size);
   }
 
   #chunks(): AsyncGenerator<Chunk> {
     const cloner = this.#cloner;
-    const unit = this.#unit;
+    const unit = this.#target.driver.granularity;
+    const shared = Math.max(unit, BLOCK);
     const whole =
       cloner === null
         ? null
-        : { least: Math.max(LEAST_SHARED, unit), unit, accepts: cloner.accepts.bind(cloner) };
+        : { least: Math.max(LEAST_SHARED, shared), unit: shared, accepts: cloner.accepts.bind(cloner) };
     const units = { unit, size: this.#source.size, absent: this.#options.compress === true };
     return chunksOf(widened(this.#source.runs(), units), whole, this.#options.signal);
   }
@@ -203,7 +202,7 @@ class CopyJob {
       this.copied.written += bytes.length;
       return this.#store(bytes, at);
     }
-    const unit = this.#unit;
+    const unit = Math.max(this.#target.driver.granularity, this.#options.sparse);
     // Units lie at multiples of their size on the disk.
     const head = Math.min(bytes.length, unit - offsetIn(at, unit));
     const units = [

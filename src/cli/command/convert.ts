@@ -1,0 +1,271 @@
+import { InvalidArgumentError, Option } from 'commander';
+import { ALLOCATION_POLICIES, type AllocationPolicy } from '../../core/allocation.ts';
+import { SpindleError } from '../../core/errors.ts';
+import { formatSize } from '../../core/size.ts';
+import { knownFormat, type Format } from '../../format/open.ts';
+import { convert, type ConvertOptions, type ExistingTarget, type NewTarget } from '../../op/convert.ts';
+import { cacheOption, type CacheMode } from '../cache-mode.ts';
+import { collect, formatOption, newCommand, sizeValue, verb } from '../command-line.ts';
+import { createOptionsHelp, parseCreateOptions, type Given } from '../create-options.ts';
+import { encryptionOf, requestOf, type NewImageFlags } from '../create-request.ts';
+import { alsoSpelled } from '../expand.ts';
+import { interruptible } from '../interrupt.ts';
+import { parseOptionList } from '../option-list.ts';
+import { out } from '../output.ts';
+import { progressOf } from '../percent.ts';
+import { progressOption, type ProgressForm } from '../progress.ts';
+import { warn } from '../report.ts';
+import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
+
+interface Flags extends SourceFlags, NewImageFlags {
+  readonly sourceFormat?: string;
+  readonly targetFormat?: string;
+  readonly targetOptions: readonly string[];
+  readonly targetImageOpts?: boolean;
+  readonly allocation?: AllocationPolicy | 'keep';
+  readonly compress?: boolean;
+  readonly create: boolean;
+  readonly targetIsZero?: boolean;
+  readonly sourceSnapshot?: string;
+  readonly sparseSize?: number;
+  readonly rate?: number;
+  readonly copyRangeOffloading?: boolean;
+  readonly reflink: boolean;
+  readonly salvage?: boolean;
+  readonly targetCache?: CacheMode;
+  readonly sourceCache?: CacheMode;
+  readonly p?: boolean;
+  readonly quiet?: boolean;
+  readonly progress: ProgressForm;
+}
+
+/** The command line of `convert`. */
+export const { define, run } = verb((program) =>
+  newCommand(
+    program,
+    'convert',
+    'Copy the disk in an image to another image: another format, other options, without what is only zeroes.',
+    [
+      ['-O qcow2 disk.raw disk.qcow2', 'a raw image as qcow2'],
+      ['-p -n disk.qcow2 /dev/vg/disk', 'onto a block device, with progress'],
+      ['-c -O qcow2 -o compression_type=zstd disk.qcow2 small.qcow2', 'compressed'],
+      ['-O qcow2 --allocation keep disk.qcow2 copy.qcow2', 'as thin or thick as the source is'],
+      ['-l snapshot.name=before disk.qcow2 before.raw', 'the disk as an internal snapshot has it'],
+      [
+        '-O qcow2 -B base.qcow2 -F qcow2 top.qcow2 copy.qcow2',
+        'an overlay, on top of the same or an equal base',
+      ],
+    ],
+  )
+    .argument('<FILES...>', 'the image to copy, or several to put one after the other; then the new image')
+    .addOption(
+      alsoSpelled(
+        formatOption(
+          '-f, --source-format <FORMAT>',
+          'format of the sources (default: told from their first bytes)',
+        ),
+        '--format',
+      ),
+    )
+    .addOption(
+      alsoSpelled(
+        new Option('--image-opts', 'the sources are lists of options: driver=qcow2,file.filename=disk.qcow2'),
+        '--source-image-opts',
+      ),
+    )
+    .addOption(
+      alsoSpelled(
+        formatOption('-O, --target-format <FORMAT>', 'format of the new image (default: raw)'),
+        '--output-format',
+      ),
+    )
+    .option('--target-image-opts', 'the target is a list of options; needs -n')
+    .addOption(
+      alsoSpelled(
+        new Option(
+          '-o, --target-options <LIST>',
+          'options of the new image as name=value,...; -o help lists them',
+        )
+          .argParser(collect)
+          .default([], 'none'),
+        '--options',
+      ),
+    )
+    .addOption(
+      new Option('--allocation <POLICY>', 'when the host gives space; keep: as the source was made').choices([
+        ...ALLOCATION_POLICIES,
+        'keep',
+      ]),
+    )
+    .option('-c, --compress', 'store data compressed (qcow2)')
+    .option(
+      '-B, --backing <FILE>',
+      'make an overlay on this image, of what the top layer of the source holds',
+    )
+    .addOption(formatOption('-F, --backing-format <FORMAT>', 'format of that image; needed with -B'))
+    .option('-n, --no-create', 'write over the disk of an image that exists')
+    .option('--target-is-zero', 'that disk reads as zeroes: do not write zeroes; needs -n')
+    .addOption(
+      alsoSpelled(
+        new Option(
+          '-l, --source-snapshot <SNAPSHOT>',
+          'an internal snapshot of the source: its id or name, or snapshot.name=NAME',
+        ),
+        '--snapshot',
+      ),
+    )
+    .addOption(
+      new Option(
+        '-S, --sparse-size <SIZE>',
+        'look for this much of zeroes in data (default: 4k); 0: write everything, so that nothing is sparse',
+      ).argParser(sizeValue),
+    )
+    .addOption(
+      alsoSpelled(
+        new Option('-r, --rate <SIZE>', 'bytes a second at most').argParser(sizeValue),
+        '--rate-limit',
+      ),
+    )
+    .addOption(
+      new Option('-m, --parallel <NUMBER>', 'accepted: how much is done at a time is decided here').argParser(
+        parallel,
+      ),
+    )
+    .option('-W, --oob-writes', 'accepted: parts are written in the order of the disk all the same')
+    .addOption(
+      alsoSpelled(
+        new Option(
+          '-C, --copy-range-offloading',
+          'accepted: blocks are shared where the file system can, also without it',
+        ),
+        '--copy-range',
+      ),
+    )
+    .option('--no-reflink', 'do not share blocks with the source, though the file system could')
+    .option('--salvage', 'fill with zeroes what cannot be read')
+    .addOption(
+      alsoSpelled(
+        cacheOption('-t, --target-cache <MODE>', 'cache of the target (default: unsafe)'),
+        '--cache',
+      ),
+    )
+    .addOption(cacheOption('-T, --source-cache <MODE>', 'cache of the sources (default: writeback)'))
+    .option('-p', 'tell progress on standard output, as qemu-img does')
+    .option('-q, --quiet', 'print nothing')
+    .option('-U, --force-share', 'read the sources though another process may be changing them')
+    .addOption(progressOption())
+    .addOption(objectOption())
+    .addOption(secretFileOption())
+    .action((files: string[], flags: Flags) => work(program, files, flags)),
+);
+
+function parallel(text: string): number {
+  const number = Number(text);
+  if (Number.isInteger(number) && number >= 1 && number <= 16) return number;
+  throw new InvalidArgumentError('it takes a number from 1 to 16');
+}
+
+async function work(program: string, files: readonly string[], flags: Flags): Promise<void> {
+  const format = knownFormat(flags.targetFormat) ?? 'raw';
+  const given = parseCreateOptions(format, flags.targetOptions);
+  if (given === 'help') {
+    out(createOptionsHelp(format));
+    return;
+  }
+  const path = files.at(-1) ?? '';
+  const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message);
+  if (files.length < 2) throw bad('name the image to copy and the new image');
+  const existing = !flags.create;
+  refuseMixtures(flags, existing, bad);
+  const unreadable: number[] = [];
+  const options: ConvertOptions = {
+    compress: flags.compress,
+    sparse: flags.sparseSize,
+    share: flags.reflink,
+    rate: flags.rate,
+    signal: interruptible(),
+    onProgress: progressOf(flags),
+    ...(flags.salvage === true
+      ? { onUnreadable: (_at: number, length: number) => void unreadable.push(length) }
+      : {}),
+  };
+  const sources = files.slice(0, -1).map((file, index) => sourceIn(file, flags, index));
+  const target = existing ? existingTarget(path, flags) : newTarget(program, path, format, flags, given);
+  await convert(sources, target, options);
+  const lost = unreadable.reduce((sum, length) => sum + length, 0);
+  if (lost > 0) warn(program, files[0] ?? '', `${formatSize(lost)} could not be read and are zeroes now`);
+}
+
+/** Options that exclude each other, as far as the command line alone tells. */
+function refuseMixtures(flags: Flags, existing: boolean, bad: (message: string) => SpindleError): void {
+  if (flags.targetIsZero === true && !existing)
+    throw bad('--target-is-zero is for a target that exists: add -n');
+  if (flags.targetImageOpts === true && !existing)
+    throw bad('--target-image-opts describes an image that exists: add -n');
+  if (existing && flags.targetOptions.length > 0)
+    throw bad('-o is for a new image; with -n the target keeps its own options');
+  if (existing && (flags.backing !== undefined || flags.allocation !== undefined))
+    throw bad('-B and --allocation are for a new image; with -n the target stays as it was made');
+  if (flags.copyRangeOffloading === true && flags.sparseSize !== undefined)
+    throw bad('-C and -S exclude each other: what the host copies is not looked at');
+  if (flags.copyRangeOffloading === true && flags.compress === true)
+    throw bad('-C and -c exclude each other: compressed data is not copied by the host');
+}
+
+function sourceIn(file: string, flags: Flags, index: number): Parameters<typeof convert>[0][number] {
+  const { path, format, share, secret } = sourceOf(file, {
+    ...flags,
+    ...(flags.sourceFormat === undefined ? {} : { format: flags.sourceFormat }),
+  });
+  const snapshot =
+    index === 0 && flags.sourceSnapshot !== undefined ? snapshotIn(flags.sourceSnapshot) : undefined;
+  return { path, format, share, secret, snapshot, direct: flags.sourceCache?.direct };
+}
+
+/** The id or name in `snapshot.id=ID`, `snapshot.name=NAME` or the like; anything else is one of the two itself. */
+function snapshotIn(text: string): string {
+  if (!text.startsWith('snapshot.')) return text;
+  const values = new Map(parseOptionList(text).map(({ name, value }) => [name, value]));
+  const found = values.get('snapshot.id') ?? values.get('snapshot.name');
+  if (found !== undefined) return found;
+  throw new SpindleError(
+    'BAD_OPTION',
+    `'${text}' names no snapshot: write snapshot.id=ID or snapshot.name=NAME`,
+  );
+}
+
+function existingTarget(file: string, flags: Flags): ExistingTarget {
+  const { path, format, secret } = sourceOf(file, {
+    object: flags.object,
+    ...(flags.secretFile === undefined ? {} : { secretFile: flags.secretFile }),
+    ...(flags.targetImageOpts === true ? { imageOpts: true } : { format: flags.targetFormat ?? 'raw' }),
+  });
+  return {
+    existing: true,
+    path,
+    format,
+    secret,
+    zeroed: flags.targetIsZero,
+    direct: flags.targetCache?.direct,
+  };
+}
+
+function newTarget(
+  program: string,
+  path: string,
+  format: Format,
+  flags: Flags,
+  given: ReadonlyMap<string, Given>,
+): NewTarget {
+  const encryption = encryptionOf(format, flags, given);
+  return {
+    ...requestOf(path, undefined, flags, given),
+    ...(encryption === null ? {} : { encryption }),
+    format,
+    allocation: flags.allocation,
+    lasting: flags.targetCache !== undefined && !flags.targetCache.unsafe,
+    onWarning: (message) => {
+      warn(program, path, message);
+    },
+  };
+}
