@@ -173,7 +173,17 @@ export function knownFormat(name: string | undefined): Format | undefined {
 
 /** The format that the first bytes look like. Raw is what nothing else is. */
 export async function probeFormat(storage: Storage): Promise<Format> {
-  const start = new Uint8Array(8);
+  const start = new Uint8Array(PROBED);
   await readPadded(storage, start, 0);
+  return formatOf(start);
+}
+
+/** Bytes that tell the format. */
+const PROBED = 8;
+
+/** The format that the first 8 bytes of an image look like. */
+export function formatOf(first: Uint8Array): Format {
+  const start = new Uint8Array(PROBED);
+  start.set(first.subarray(0, PROBED));
   return looksLikeQcow2(start) ? 'qcow2' : looksLikeLuks(start) ? 'luks' : 'raw';
 }

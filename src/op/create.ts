@@ -225,8 +225,8 @@ async function prepare(storage: FileStorage, request: CreateRequest): Promise<vo
   }
 }
 
-/** Settles every option and checks all that can be checked without touching the target. */
-async function decide(request: CreateRequest): Promise<Created> {
+/** Settles every option and checks all that can be checked without touching the target. @throws SpindleError as {@link create} */
+export async function decide(request: CreateRequest): Promise<Created> {
   const format = knownFormat(request.format) ?? 'raw';
   const preallocation = preallocationOf(request);
   const hint = request.extentSizeHint ?? 0;

@@ -6,6 +6,7 @@ import { completedVerbs } from '../completion/model.ts';
 import { zshScript } from '../completion/zsh.ts';
 import { out } from '../output.ts';
 import { define as check } from './check.ts';
+import { define as convert } from './convert.ts';
 import { define as create } from './create.ts';
 import { define as doctor } from './doctor.ts';
 import { define as info } from './info.ts';
@@ -30,7 +31,7 @@ export const { define, run } = verb((program) =>
   )
     .addArgument(new Argument('<SHELL>', 'the shell').choices(Object.keys(SCRIPTS)))
     .action((shell: Shell) => {
-      const definitions = { create, info, map, check, resize, snapshot, doctor, completion: define };
+      const definitions = { create, info, map, check, convert, resize, snapshot, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
       out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));
     }),

@@ -1,9 +1,17 @@
+import { join } from 'node:path';
 import { InvalidArgumentError, Option } from 'commander';
 import { ALLOCATION_POLICIES, type AllocationPolicy } from '../../core/allocation.ts';
 import { SpindleError } from '../../core/errors.ts';
 import { formatSize } from '../../core/size.ts';
-import { knownFormat, type Format } from '../../format/open.ts';
-import { convert, type ConvertOptions, type ExistingTarget, type NewTarget } from '../../op/convert.ts';
+import { formatOf, knownFormat, type Format } from '../../format/open.ts';
+import {
+  convert,
+  type ConvertOptions,
+  type ConvertSource,
+  type ExistingTarget,
+  type NewTarget,
+} from '../../op/convert.ts';
+import { convertFromStream, convertToStream } from '../../op/convert-stream.ts';
 import { cacheOption, type CacheMode } from '../cache-mode.ts';
 import { collect, formatOption, newCommand, sizeValue, verb } from '../command-line.ts';
 import { createOptionsHelp, parseCreateOptions, type Given } from '../create-options.ts';
@@ -16,6 +24,16 @@ import { progressOf } from '../percent.ts';
 import { progressOption, type ProgressForm } from '../progress.ts';
 import { warn } from '../report.ts';
 import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
+import {
+  fileBytes,
+  peek,
+  refuseTerminal,
+  spool,
+  spoolFolder,
+  standardInput,
+  STREAM,
+  toStandardOutput,
+} from '../stream.ts';
 
 interface Flags extends SourceFlags, NewImageFlags {
   readonly sourceFormat?: string;
@@ -34,6 +52,7 @@ interface Flags extends SourceFlags, NewImageFlags {
   readonly salvage?: boolean;
   readonly targetCache?: CacheMode;
   readonly sourceCache?: CacheMode;
+  readonly spool?: string;
   readonly p?: boolean;
   readonly quiet?: boolean;
   readonly progress: ProgressForm;
@@ -50,6 +69,8 @@ export const { define, run } = verb((program) =>
       ['-p -n disk.qcow2 /dev/vg/disk', 'onto a block device, with progress'],
       ['-c -O qcow2 -o compression_type=zstd disk.qcow2 small.qcow2', 'compressed'],
       ['-O qcow2 --allocation keep disk.qcow2 copy.qcow2', 'as thin or thick as the source is'],
+      ["-O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'", 'into a pipe; - is standard input or output'],
+      ['-f raw -O qcow2 - disk.qcow2 < disk.raw', 'out of a pipe'],
       ['-l snapshot.name=before disk.qcow2 before.raw', 'the disk as an internal snapshot has it'],
       [
         '-O qcow2 -B base.qcow2 -F qcow2 top.qcow2 copy.qcow2',
@@ -57,7 +78,10 @@ export const { define, run } = verb((program) =>
       ],
     ],
   )
-    .argument('<FILES...>', 'the image to copy, or several to put one after the other; then the new image')
+    .argument(
+      '<FILES...>',
+      'the image to copy, or several to put one after the other; then the new image; - for a pipe',
+    )
     .addOption(
       alsoSpelled(
         formatOption(
@@ -143,6 +167,10 @@ export const { define, run } = verb((program) =>
     )
     .option('--no-reflink', 'do not share blocks with the source, though the file system could')
     .option('--salvage', 'fill with zeroes what cannot be read')
+    .option(
+      '--spool <FOLDER>',
+      'where a file is kept for a pipe that needs one (default: that for temporary files)',
+    )
     .addOption(
       alsoSpelled(
         cacheOption('-t, --target-cache <MODE>', 'cache of the target (default: unsafe)'),
@@ -189,11 +217,76 @@ async function work(program: string, files: readonly string[], flags: Flags): Pr
       ? { onUnreadable: (_at: number, length: number) => void unreadable.push(length) }
       : {}),
   };
-  const sources = files.slice(0, -1).map((file, index) => sourceIn(file, flags, index));
-  const target = existing ? existingTarget(path, flags) : newTarget(program, path, format, flags, given);
-  await convert(sources, target, options);
+  const plan = { program, path, format, flags, given, existing, options };
+  const names = files.slice(0, -1);
+  if (names.includes(STREAM)) await fromStream(names, plan);
+  else {
+    const sources = names.map((file, index) => sourceIn(file, flags, index));
+    if (path === STREAM && !existing) await toStream(sources, plan);
+    else await convert(sources, targetIn(plan), options);
+  }
   const lost = unreadable.reduce((sum, length) => sum + length, 0);
   if (lost > 0) warn(program, files[0] ?? '', `${formatSize(lost)} could not be read and are zeroes now`);
+}
+
+/** What the command line asks for. */
+interface Plan {
+  readonly program: string;
+  readonly path: string;
+  readonly format: Format;
+  readonly flags: Flags;
+  readonly given: ReadonlyMap<string, Given>;
+  readonly existing: boolean;
+  readonly options: ConvertOptions;
+}
+
+function targetIn({ program, path, format, flags, given, existing }: Plan): NewTarget | ExistingTarget {
+  return existing ? existingTarget(path, flags) : newTarget(program, path, format, flags, given);
+}
+
+/** To standard output: in one pass where the image can be laid out beforehand, else by way of a file. */
+async function toStream(sources: readonly ConvertSource[], plan: Plan): Promise<void> {
+  refuseTerminal();
+  const { program, format, flags, given, options } = plan;
+  const target = newTarget(program, STREAM, format, flags, given);
+  const direct =
+    flags.compress !== true &&
+    target.encryption === undefined &&
+    format !== 'luks' &&
+    target.preallocation === undefined &&
+    flags.allocation === undefined &&
+    target.qcow2?.dataFile === undefined &&
+    flags.sparseSize === undefined;
+  if (direct) return toStandardOutput(convertToStream(sources, { ...target, format }, options));
+  if (target.qcow2?.dataFile !== undefined)
+    throw new SpindleError(
+      'UNSUPPORTED',
+      'an image with an external data file is two files: a pipe takes one',
+    );
+  const path = join(spoolFolder(flags.spool), 'image');
+  await convert(sources, { ...target, path, lasting: false }, options);
+  await toStandardOutput(fileBytes(path));
+}
+
+/** From standard input: raw as it comes; anything else by way of a file. */
+async function fromStream(names: readonly string[], plan: Plan): Promise<void> {
+  const { flags, options, existing } = plan;
+  if (names.length > 1)
+    throw new SpindleError('BAD_OPTION', 'standard input is a source by itself, not one of several');
+  const { first, whole } = await peek(standardInput(), 8);
+  const format = knownFormat(flags.sourceFormat) ?? formatOf(first);
+  const target = targetIn(plan);
+  const fits = (one: NewTarget): boolean =>
+    (one.allocation ?? 'thin') === 'thin' && (one.preallocation ?? 'off') === 'off';
+  if (format === 'raw' && plan.path !== STREAM && target.existing !== true && fits(target)) {
+    await convertFromStream(whole, target, options);
+    return;
+  }
+  const path = join(spoolFolder(flags.spool), 'source');
+  await spool(whole, path);
+  const source = { ...sourceIn(path, { ...flags, imageOpts: false, sourceFormat: format }, 0) };
+  if (plan.path === STREAM && !existing) await toStream([source], plan);
+  else await convert([source], target, options);
 }
 
 /** Options that exclude each other, as far as the command line alone tells. */
@@ -212,7 +305,7 @@ function refuseMixtures(flags: Flags, existing: boolean, bad: (message: string) 
     throw bad('-C and -c exclude each other: compressed data is not copied by the host');
 }
 
-function sourceIn(file: string, flags: Flags, index: number): Parameters<typeof convert>[0][number] {
+function sourceIn(file: string, flags: Flags, index: number): ConvertSource {
   const { path, format, share, secret } = sourceOf(file, {
     ...flags,
     ...(flags.sourceFormat === undefined ? {} : { format: flags.sourceFormat }),

@@ -36,6 +36,14 @@ export interface Copied {
   readonly zero: number;
 }
 
+const EMPTY: SourceDisk = {
+  size: 0,
+  read: () => Promise.resolve(),
+  async *runs() {
+    // Nothing.
+  },
+};
+
 /** Pieces that are read ahead of the one being written. */
 const AHEAD = 4;
 
@@ -59,7 +67,8 @@ export async function copyDisk(source: SourceDisk, target: DiskImage, options: C
   return job.copied;
 }
 
-class CopyJob {
+/** One copy under way. */
+export class CopyJob {
   readonly #source: SourceDisk;
   readonly #target: DiskImage;
   readonly #options: CopyOptions;
@@ -69,14 +78,16 @@ class CopyJob {
   readonly copied = { written: 0, shared: 0, zero: 0 };
   #moved = 0;
 
-  constructor(source: SourceDisk, target: DiskImage, options: CopyOptions) {
-    this.#source = source;
+  /** Without a source only {@link writeData} can be used. */
+  constructor(source: SourceDisk | null, target: DiskImage, options: CopyOptions) {
+    this.#source = source ?? EMPTY;
     this.#target = target;
     this.#options = options;
     const shares = options.share === true && options.compress !== true;
     this.#cloner = shares ? Cloner.to(target.driver.data) : null;
   }
 
+  /** Copies everything. */
   async run(): Promise<void> {
     const { signal, onProgress } = this.#options;
     const queue: { readonly chunk: Chunk; readonly bytes: Promise<Uint8Array> | null }[] = [];
@@ -153,7 +164,7 @@ class CopyJob {
     await this.#slow(chunk.kind === 'data' ? chunk.length : 0);
     if (chunk.kind === 'zero') await this.#zero(chunk.at, chunk.length);
     else if (bytes !== null) {
-      await this.#writeData(bytes, chunk.at);
+      await this.writeData(bytes, chunk.at);
       this.#idle.push(new Uint8Array(bytes.buffer));
     } else if (chunk.host !== null) await this.#clone(chunk, chunk.host);
   }
@@ -175,7 +186,7 @@ class CopyJob {
       // The file system did not share these after all.
       const piece = { at, length: Math.min(CHUNK, chunk.length - done), kind: 'data' as const, host: null };
       const bytes = await this.#read(piece);
-      await this.#writeData(bytes, at);
+      await this.writeData(bytes, at);
       this.#idle.push(new Uint8Array(bytes.buffer));
       done += piece.length;
     }
@@ -197,7 +208,8 @@ class CopyJob {
     }
   }
 
-  async #writeData(bytes: Uint8Array, at: number): Promise<void> {
+  /** Stores a piece of the disk, but for the zeroes in it. */
+  async writeData(bytes: Uint8Array, at: number): Promise<void> {
     if (this.#options.sparse === 0) {
       this.copied.written += bytes.length;
       return this.#store(bytes, at);
