@@ -63,7 +63,7 @@ export function createSnapshot(
 ): Promise<string> {
   const { date = new Date(), id } = options;
   return changing(path, options, (driver) =>
-    driver.changeSnapshots((writer) => make(writer, { name, date, id })),
+    driver.changeSnapshots((image) => make(image, { name, date, id })),
   );
 }
 
@@ -79,7 +79,7 @@ export function applySnapshot(
 ): Promise<void> {
   return changing(path, options, (driver) => {
     const snapshot = choose(driver.metadata.snapshots, idOrName, options.find);
-    return driver.changeSnapshots((writer) => apply(writer, snapshot));
+    return driver.changeSnapshots((image) => apply(image, snapshot));
   });
 }
 
@@ -95,7 +95,7 @@ export function deleteSnapshot(
 ): Promise<void> {
   return changing(path, options, (driver) => {
     const snapshot = choose(driver.metadata.snapshots, idOrName, options.find);
-    return driver.changeSnapshots((writer) => remove(writer, snapshot));
+    return driver.changeSnapshots((image) => remove(image, snapshot));
   });
 }
 

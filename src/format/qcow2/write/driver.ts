@@ -8,7 +8,7 @@ import { Autoclear, CryptMethod, HeaderOffset, Incompatible } from '../layout.ts
 import { readMetadata, type Metadata } from '../metadata.ts';
 import { checkCompressible, compressInOrder, compressorOf } from './compress.ts';
 import { resizeQcow2 } from './resize.ts';
-import type { WriterOptions } from './whole.ts';
+import type { Reloadable, WriterOptions } from './whole.ts';
 import { Qcow2Writer } from './writer.ts';
 
 /**
@@ -151,24 +151,28 @@ export class Qcow2WriteDriver implements FormatDriver {
 
   /** See {@link FormatDriver.resize}. @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT, NO_SPACE */
   resize(size: number, tools: ResizeTools): Promise<void> {
-    const image = { writer: () => this.writer, reload: (working?: number) => this.#reload(working) };
-    return this.#guarded(() => resizeQcow2(image, size, tools));
+    return this.#guarded(() => resizeQcow2(this.#reloadable(), size, tools));
   }
 
   /**
    * Changes the internal snapshots, or the disk to one of them. Nothing else may use the image meanwhile.
    * @throws SpindleError UNSUPPORTED, BAD_OPTION, LIMIT, BAD_SNAPSHOT before anything is changed
    */
-  changeSnapshots<T>(work: (writer: Qcow2Writer) => Promise<T>): Promise<T> {
+  changeSnapshots<T>(work: (image: Reloadable) => Promise<T>): Promise<T> {
     return this.#guarded(async () => {
       // Reading anew forgets what is only in memory, so all of it goes to the disk first.
       await this.writer.flush();
       try {
-        return await work(this.writer);
+        return await work(this.#reloadable());
       } finally {
         await this.#reload();
       }
     });
+  }
+
+  #reloadable(): Reloadable {
+    const { punch = true } = this.#options;
+    return { writer: () => this.writer, reload: (size) => this.#reload(size), punch };
   }
 
   flush(): Promise<void> {

@@ -66,6 +66,16 @@ export class Refcounts {
     return offset;
   }
 
+  /** Host offset of refcount block number `index`, 0 where there is none. @throws SpindleError BAD_ENTRY */
+  blockAt(index: number): number {
+    return this.#blockOffset(index);
+  }
+
+  /** Copies the refcount table to the start of `bytes`, which is at least as long. */
+  copyTable(bytes: Uint8Array): void {
+    bytes.set(new Uint8Array(this.#table.buffer, this.#table.byteOffset, this.#table.byteLength));
+  }
+
   #block(index: number): Page | Promise<Page> | null {
     const offset = this.#blockOffset(index);
     return offset === 0

@@ -10,19 +10,11 @@ import { clearFrom } from './clear.ts';
 import { ALL, pointTo } from './l2-editor.ts';
 import { giveTable, placeTable, switchL1, switchSize } from './place.ts';
 import { encodeL1 } from './tree.ts';
-import type { WholeTables } from './whole.ts';
+import type { Reloadable, WholeTables } from './whole.ts';
 import type { Qcow2Writer } from './writer.ts';
 
 /** Bytes of guest data that are preallocated at once. */
 const STEP = 64 * 1024 * 1024;
-
-/** The image that is resized. */
-export interface Resizing {
-  /** The writer; another one after every {@link reload}. */
-  writer(): Qcow2Writer;
-  /** Reads the metadata anew. `size` is the virtual size to work with where it is not the header's. */
-  reload(size?: number): Promise<void>;
-}
 
 /**
  * Changes the virtual size. Growing, the header's size comes last: before it nobody sees what is prepared. Shrinking,
@@ -30,7 +22,7 @@ export interface Resizing {
  * data back. Nothing else may use the image meanwhile.
  * @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT before anything is changed; NO_SPACE, IO
  */
-export async function resizeQcow2(image: Resizing, size: number, tools: ResizeTools): Promise<void> {
+export async function resizeQcow2(image: Reloadable, size: number, tools: ResizeTools): Promise<void> {
   const mode = await image.writer().alone((whole) => Promise.resolve(settle(whole, size, tools)));
   if (mode === null) return;
   try {
@@ -89,7 +81,7 @@ function settle(whole: WholeTables, size: number, tools: ResizeTools): Qcow2Prea
 }
 
 async function grow(
-  image: Resizing,
+  image: Reloadable,
   size: number,
   tools: ResizeTools,
   mode: Qcow2Preallocation,
@@ -123,7 +115,7 @@ async function grow(
 }
 
 /** Unmaps what was prepared behind the end of the disk. Where that fails it stays, and harms nobody. */
-async function undo(image: Resizing): Promise<void> {
+async function undo(image: Reloadable): Promise<void> {
   try {
     await image.reload();
     const writer = image.writer();
@@ -201,7 +193,7 @@ async function fill(
   if (mode === 'full') await fillWithZeroes(data, at, length);
 }
 
-async function shrink(image: Resizing, size: number, tools: ResizeTools): Promise<void> {
+async function shrink(image: Reloadable, size: number, tools: ResizeTools): Promise<void> {
   const {
     geometry,
     header,

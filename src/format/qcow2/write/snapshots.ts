@@ -1,9 +1,9 @@
 import { isAligned } from '../../../core/align.ts';
-import { bytesOf, setU64, viewOf } from '../../../core/bytes.ts';
+import { bytesOf } from '../../../core/bytes.ts';
 import { formatError, SpindleError } from '../../../core/errors.ts';
 import { readPadded } from '../../../core/read.ts';
 import { l1SizeFor } from '../geometry.ts';
-import { HeaderOffset, Limit, TABLE_ENTRY } from '../layout.ts';
+import { Limit, TABLE_ENTRY } from '../layout.ts';
 import {
   encodeSnapshot,
   encodeSnapshotTable,
@@ -13,10 +13,10 @@ import {
 } from '../snapshot.ts';
 import { L1Table } from '../tables.ts';
 import { clearFrom } from './clear.ts';
-import { giveTable, placeTable, switchHeader, switchL1 } from './place.ts';
+import { giveTable, placeTable, switchL1 } from './place.ts';
+import { Shadow, type SnapshotTablePlace } from './shadow.ts';
 import { encodeL1, NOTHING, Tree, type Skip } from './tree.ts';
-import type { WholeTables } from './whole.ts';
-import type { Qcow2Writer } from './writer.ts';
+import type { Reloadable, WholeTables } from './whole.ts';
 
 /** Bytes of a snapshot name that every program takes. */
 const MOST_NAME = 255;
@@ -34,58 +34,148 @@ export interface NewSnapshot {
  * Makes an internal snapshot of the active disk; returns its id. Whoever calls it lets nobody else change the image, and
  * reads the metadata anew afterwards, also after a failure.
  *
- * A power cut leaves the image without the snapshot, or with it: everything that it refers to is counted, and no longer
- * written in place, before the header shows it.
- * @throws SpindleError UNSUPPORTED, BAD_OPTION, LIMIT, CORRUPT before anything is changed
+ * A power cut leaves the image without the snapshot, or with it. Where the image is so large that this takes several
+ * steps, it may also leave refcounts that are too high.
+ * @throws SpindleError UNSUPPORTED, BAD_OPTION, LIMIT, CORRUPT before anything is changed; NO_SPACE, IO with the disk as
+ * it was
  */
-export function createSnapshot(writer: Qcow2Writer, request: NewSnapshot): Promise<string> {
-  return writer.alone(async (whole) => {
-    const { metadata } = whole;
-    const { snapshots, geometry, size } = metadata;
+export async function createSnapshot(image: Reloadable, request: NewSnapshot): Promise<string> {
+  const writer = image.writer();
+  const { id, old } = await writer.alone(async (whole) => {
+    const { snapshots, geometry, size } = whole.metadata;
     refuseExternal(whole);
-    const id = request.id ?? nextId(snapshots);
-    checkNew(snapshots, request.name, id);
-    const old = await entriesOf(whole);
-    const tree = new Tree(writer, whole);
-    await tree.checkRoom(writer.editor.l1, NOTHING);
+    const wanted = request.id ?? nextId(snapshots);
+    checkNew(snapshots, request.name, wanted);
+    const entries = await entriesOf(whole);
+    await new Tree(writer, whole).checkRoom(writer.editor.l1, NOTHING);
     // What lies past the disk is the state of a virtual machine that a snapshot before had.
     await clearFrom(writer, whole, Math.ceil(size / geometry.clusterSize), null);
     await whole.flush();
-    const { l1 } = writer.editor;
-    await tree.share(l1, NOTHING);
-    await tree.flagL1(l1, () => Promise.resolve(false));
-    await whole.flush();
-    const copy = encodeL1(l1, l1.entries, () => false);
-    const l1TableOffset = await placeTable(writer, whole, copy, 'L1 table of a snapshot');
-    const made = encodeSnapshot({ ...request, id, l1TableOffset, l1Size: l1.entries, diskSize: size });
-    await switchTable(writer, whole, [...old, made]);
-    return id;
+    return { id: wanted, old: entries };
+  });
+  const { entries } = writer.editor.l1;
+  const share: Step = async ({ tree, shadow, l1 }, index) => {
+    const table = l1.l2Offset(index);
+    if (table === 0) return;
+    await tree.countIn(shadow, table, 1);
+    await shadow.reflag(index, 2);
+  };
+  const show = async ({ shadow, whole }: Scene): Promise<SnapshotTablePlace> => {
+    const l1TableOffset = await shadow.write(await shadow.l1ForSnapshot(), 'L1 table of a snapshot');
+    const { size: diskSize } = whole.metadata;
+    const made = encodeSnapshot({ ...request, id, l1TableOffset, l1Size: entries, diskSize });
+    return placeSnapshots(shadow, whole, [...old, made]);
+  };
+  const progress = { next: 0 };
+  try {
+    await inShadows(image, entries, share, { last: show }, progress);
+  } catch (error) {
+    await unshare(image, progress.next).catch(() => undefined);
+    throw error;
+  }
+  return id;
+}
+
+/** Takes back the references that the first `end` L2 tables and all below got, for a snapshot that was not to be. */
+async function unshare(image: Reloadable, end: number): Promise<void> {
+  if (end === 0) return;
+  await image.reload();
+  await inShadows(image, end, async ({ tree, shadow, l1 }, index) => {
+    const table = l1.l2Offset(index);
+    if (table === 0) return;
+    await tree.countIn(shadow, table, -1);
+    await shadow.reflag(index, 1);
   });
 }
 
 /**
- * Deletes an internal snapshot. The table without it is on disk before anything that it referred to is freed. Terms as
- * for {@link createSnapshot}.
+ * Deletes an internal snapshot. Terms as for {@link createSnapshot}; the table without it is on disk at once with, or
+ * before, anything that it referred to is freed.
  * @throws SpindleError UNSUPPORTED, BAD_SNAPSHOT, BAD_ENTRY before anything is changed
  */
-export function deleteSnapshot(writer: Qcow2Writer, snapshot: Snapshot): Promise<void> {
-  return writer.alone(async (whole) => {
+export async function deleteSnapshot(image: Reloadable, snapshot: Snapshot): Promise<void> {
+  const writer = image.writer();
+  const { gone, kept } = await writer.alone(async (whole) => {
     refuseExternal(whole);
     const index = whole.metadata.snapshots.indexOf(snapshot);
-    const l1 = await readL1(whole, snapshot);
     const entries = await entriesOf(whole);
-    await switchTable(
-      writer,
-      whole,
-      entries.filter((_, i) => i !== index),
-    );
-    const tree = new Tree(writer, whole);
-    await tree.release(l1, NOTHING);
-    giveTable(writer, whole, snapshot.l1TableOffset, snapshot.l1Size * TABLE_ENTRY);
-    await whole.flush();
-    await tree.recomputeFlags(writer.editor.l1);
-    await whole.flush();
+    return { gone: await readL1(whole, snapshot), kept: entries.filter((_, i) => i !== index) };
   });
+  const hide = ({ shadow, whole }: Scene): Promise<SnapshotTablePlace> => {
+    shadow.give(snapshot.l1TableOffset, snapshot.l1Size * TABLE_ENTRY);
+    return placeSnapshots(shadow, whole, kept);
+  };
+  const release: Step = async ({ tree, shadow, l1 }, index) => {
+    const table = index < gone.entries ? gone.l2Offset(index) : 0;
+    if (table !== 0) await tree.countIn(shadow, table, -1);
+    if (index < l1.entries && l1.l2Offset(index) !== 0) await shadow.reflag(index, 1);
+  };
+  await inShadows(image, Math.max(gone.entries, writer.editor.l1.entries), release, { first: hide });
+}
+
+/** What a step of {@link inShadows} works on. */
+interface Scene {
+  readonly whole: WholeTables;
+  readonly tree: Tree;
+  readonly shadow: Shadow;
+  /** The active L1 table. */
+  readonly l1: L1Table;
+}
+
+/** The work on L1 entry number `index`. */
+type Step = (scene: Scene, index: number) => Promise<void>;
+
+/**
+ * Does `step` for each of `entries` L1 entries, in as few changes that are seen at once as memory allows: nearly always
+ * one. `first` and `last` give the snapshot table that is shown with the first or last of them. `progress.next` is the
+ * entry up to which all is done and seen.
+ */
+async function inShadows(
+  image: Reloadable,
+  entries: number,
+  step: Step,
+  tables: {
+    readonly first?: (scene: Scene) => Promise<SnapshotTablePlace>;
+    readonly last?: (scene: Scene) => Promise<SnapshotTablePlace>;
+  } = {},
+  progress = { next: 0 },
+): Promise<void> {
+  for (let begun = false, done = false; !done; begun = true) {
+    const writer = image.writer();
+    await writer.alone(async (whole) => {
+      const shadow = new Shadow(writer, whole, image.punch);
+      const scene = { whole, shadow, tree: new Tree(writer, whole), l1: writer.editor.l1 };
+      try {
+        let place = begun ? undefined : await tables.first?.(scene);
+        let index = progress.next;
+        while (index < entries && !shadow.full) await step(scene, index++);
+        done = index >= entries;
+        if (done) place = (await tables.last?.(scene)) ?? place;
+        await shadow.commit(place);
+        progress.next = index;
+      } catch (error) {
+        await shadow.abandon();
+        throw error;
+      }
+    });
+    if (!done) await image.reload();
+  }
+}
+
+/** Writes a new snapshot table in the place of the old one. */
+async function placeSnapshots(
+  shadow: Shadow,
+  whole: WholeTables,
+  entries: readonly Uint8Array[],
+): Promise<SnapshotTablePlace> {
+  const { header, snapshotTableSize } = whole.metadata;
+  const table = encodeSnapshotTable(entries);
+  if (table.length > Limit.SNAPSHOT_TABLE) {
+    throw new SpindleError('LIMIT', 'the snapshot table would be larger than 64 MiB');
+  }
+  const offset = await shadow.write(table, 'snapshot table');
+  shadow.give(header.snapshotsOffset, snapshotTableSize);
+  return { count: entries.length, offset };
 }
 
 /**
@@ -93,7 +183,8 @@ export function deleteSnapshot(writer: Qcow2Writer, snapshot: Snapshot): Promise
  * until one write to the header has put the new one in its place. Terms as for {@link createSnapshot}.
  * @throws SpindleError UNSUPPORTED, BAD_SNAPSHOT, LIMIT, CORRUPT, BAD_ENTRY before anything is changed
  */
-export function applySnapshot(writer: Qcow2Writer, snapshot: Snapshot): Promise<void> {
+export function applySnapshot(image: Reloadable, snapshot: Snapshot): Promise<void> {
+  const writer = image.writer();
   return writer.alone(async (whole) => {
     const { header, geometry } = whole.metadata;
     refuseExternal(whole);
@@ -119,26 +210,6 @@ export function applySnapshot(writer: Qcow2Writer, snapshot: Snapshot): Promise<
     giveTable(writer, whole, header.l1TableOffset, header.l1Size * TABLE_ENTRY);
     await whole.flush();
   });
-}
-
-/** Writes a new snapshot table, shows it in the header, and frees the old one. */
-async function switchTable(
-  writer: Qcow2Writer,
-  whole: WholeTables,
-  entries: readonly Uint8Array[],
-): Promise<void> {
-  const { header, snapshotTableSize } = whole.metadata;
-  const table = encodeSnapshotTable(entries);
-  if (table.length > Limit.SNAPSHOT_TABLE) {
-    throw new SpindleError('LIMIT', 'the snapshot table would be larger than 64 MiB');
-  }
-  const offset = await placeTable(writer, whole, table, 'snapshot table');
-  const bytes = new Uint8Array(12);
-  viewOf(bytes).setUint32(0, entries.length);
-  setU64(viewOf(bytes), 4, offset);
-  await switchHeader(whole, bytes, HeaderOffset.nbSnapshots);
-  giveTable(writer, whole, header.snapshotsOffset, snapshotTableSize);
-  await whole.flush();
 }
 
 /** The entries of the table as they are on disk, each with the extra data that version 3 wants. */

@@ -7,6 +7,7 @@ import { sliceSizeOf, type L1Table } from '../tables.ts';
 import type { ClusterRun } from './allocator.ts';
 import { isCompressed, readEntry } from './l2-editor.ts';
 import { Rank } from './ordered-cache.ts';
+import { flagged, type Shadow } from './shadow.ts';
 import type { WholeTables } from './whole.ts';
 import type { Qcow2Writer } from './writer.ts';
 
@@ -101,7 +102,18 @@ export class Tree {
     for (const [cluster, times] of shared) await check({ start: cluster, count: 1 }, times);
   }
 
-  /** Adds a reference to everything, and takes the copied flags from the entries of the L2 tables. */
+  /** Adds `delta` to what `shadow` counts for an L2 table and for all that it refers to. */
+  async countIn(shadow: Shadow, table: number, delta: 1 | -1): Promise<void> {
+    const { clusterSize } = this.#whole.metadata.geometry;
+    shadow.count({ start: table / clusterSize, count: 1 }, delta);
+    for (const slice of this.#slices(table))
+      for (const run of await this.#references(slice)) shadow.count(run, delta);
+  }
+
+  /**
+   * Adds a reference to everything, and takes the copied flags from the entries of the L2 tables. For a tree that is not
+   * the active one: what the active disk refers to as well has no copied flag already.
+   */
   async share(l1: L1Table, skip: Skip): Promise<void> {
     const { refcounts } = this.#writer;
     const { clusterSize } = this.#whole.metadata.geometry;
@@ -109,7 +121,7 @@ export class Tree {
       await refcounts.change(table / clusterSize, 1, 1);
       for (const slice of this.#slices(table)) {
         for (const { start, count } of await this.#references(slice)) await refcounts.change(start, count, 1);
-        await this.#flag(slice, () => Promise.resolve(false));
+        await this.#unflag(slice);
       }
     });
   }
@@ -129,20 +141,8 @@ export class Tree {
     allocator.give(cluster, 1);
   }
 
-  /** Sets the copied flags of the active tree where the refcount is one, and clears the others. */
-  async recomputeFlags(l1: L1Table): Promise<void> {
-    const { refcounts } = this.#writer;
-    const { clusterSize } = this.#whole.metadata.geometry;
-    const one = async (offset: number): Promise<boolean> => (await refcounts.get(offset / clusterSize)) === 1;
-    await this.#each(l1, NOTHING, async (table) => {
-      if (this.#whole.external) return;
-      for (const slice of this.#slices(table)) await this.#flag(slice, one);
-    });
-    await this.flagL1(l1, one);
-  }
-
-  /** Sets or clears the copied flags in a slice, as `wanted` says for each host offset. */
-  async #flag(at: number, wanted: (offset: number) => Promise<boolean>): Promise<void> {
+  /** Clears the copied flags in a slice. */
+  async #unflag(at: number): Promise<void> {
     const { l2EntrySize, extendedL2 } = this.#whole.metadata.geometry;
     const changes: { readonly within: number; readonly hi: number }[] = [];
     const { view } = await this.#writer.cache.page(at, this.#sliceSize, Rank.L2);
@@ -150,7 +150,7 @@ export class Tree {
       const entry = readEntry(view, within, extendedL2);
       const offset = offsetOf(entry.hi, entry.lo);
       if (isCompressed(entry) || offset === 0) continue;
-      const hi = flagged(entry.hi, await wanted(offset));
+      const hi = flagged(entry.hi, false);
       if (hi !== entry.hi) changes.push({ within, hi });
     }
     if (changes.length === 0) return;
@@ -159,26 +159,6 @@ export class Tree {
     for (const { within, hi } of changes) {
       page.view.setUint32(within, hi);
       this.#writer.cache.mark(page, within, within + 4);
-    }
-  }
-
-  /** The same for the L1 table on disk; what is in memory stays as it was. */
-  async flagL1(l1: L1Table, wanted: (offset: number) => Promise<boolean>): Promise<void> {
-    const { cache } = this.#writer;
-    for (
-      let index = l1.nextUsed(0, l1.entries);
-      index < l1.entries;
-      index = l1.nextUsed(index + 1, l1.entries)
-    ) {
-      const want = await wanted(l1.l2Offset(index));
-      const at = l1.entryOffset(index);
-      const pageAt = Math.floor(at / this.#sliceSize) * this.#sliceSize;
-      const page = await cache.page(pageAt, this.#sliceSize, Rank.L1);
-      const old = page.view.getUint32(at - pageAt);
-      const hi = flagged(old, want);
-      if (hi === old) continue;
-      page.view.setUint32(at - pageAt, hi);
-      cache.mark(page, at - pageAt, at - pageAt + 4);
     }
   }
 
@@ -210,10 +190,6 @@ interface Reference {
 
 /** Skips no L1 entry. */
 export const NOTHING: Skip = () => false;
-
-function flagged(hi: number, copied: boolean): number {
-  return (copied ? hi | COPIED : hi & ~COPIED) >>> 0;
-}
 
 function badEntry(offset: number, message: string): SpindleError {
   return formatError('BAD_ENTRY', 'L2 entry', message, { offset });

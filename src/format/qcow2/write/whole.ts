@@ -2,6 +2,7 @@ import type { Storage } from '../../../core/storage.ts';
 import type { PlainData } from '../../crypto/encrypted-storage.ts';
 import type { Metadata } from '../metadata.ts';
 import type { ClusterRun } from './allocator.ts';
+import type { Qcow2Writer } from './writer.ts';
 
 /** What work on the tables as a whole is given. Everything that was done before it is durable. */
 export interface WholeTables {
@@ -20,6 +21,16 @@ export interface WholeTables {
   takeData(first: number, most: number): Promise<{ readonly run: ClusterRun; readonly clean: boolean }>;
   /** Cuts the file, of which nothing at or after `end` is in use. */
   cut(end: number): Promise<void>;
+}
+
+/** An image that is changed in steps, between which its tables are read anew. */
+export interface Reloadable {
+  /** The writer; another one after every {@link reload}. */
+  writer(): Qcow2Writer;
+  /** Reads the metadata anew. `size` is the virtual size to work with where it is not the header's. */
+  reload(size?: number): Promise<void>;
+  /** Give the space of freed clusters back to the host. */
+  readonly punch: boolean;
 }
 
 /** How the writer of an image works. */
