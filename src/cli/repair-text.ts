@@ -43,6 +43,7 @@ export function plannedChange({ at, structure, before, bytes, why }: Patch): Pla
 /** What a repair did, in front of what the check after it says. */
 export function repairText(done: RepairResult): string {
   const lines = done.steps.map((step) => `Done: ${step}.`);
+  lines.push(...snapshotLines(done, 'Dropped'));
   for (const { message } of done.left) lines.push(`Not repaired: ${oneLine(message)}`);
   if (done.changes === 0) lines.push('Nothing was changed.');
   else {
@@ -58,11 +59,25 @@ export function repairText(done: RepairResult): string {
 /** What a repair would do. */
 export function dryRunText(planned: RepairResult): string {
   const lines = planned.steps.map((step, index) => `Step ${String(index + 1)}: ${step}.`);
+  lines.push(...snapshotLines(planned, 'Would be dropped'));
   for (const { message } of planned.left) lines.push(`Would stay: ${oneLine(message)}`);
-  lines.push(
-    planned.changes === 0
-      ? 'A repair would change nothing.'
-      : `${String(planned.changes)} changes are planned; nothing was changed.`,
-  );
+  if (planned.changes === 0) lines.push('A repair would change nothing.');
+  else {
+    const { corruptions, leaks, checkErrors } = planned.after;
+    const found = [
+      ...(corruptions > 0 ? [`${String(corruptions)} errors`] : []),
+      ...(leaks > 0 ? [`${String(leaks)} leaked clusters`] : []),
+      ...(checkErrors > 0 ? [`${String(checkErrors)} things that cannot be checked`] : []),
+    ];
+    lines.push(`${String(planned.changes)} changes are planned; nothing was changed.`);
+    lines.push(`A check would find ${found.length === 0 ? 'no errors' : found.join(', ')} then.`);
+  }
   return lines.map((line) => `${line}\n`).join('');
+}
+
+function snapshotLines({ snapshots }: RepairResult, dropped: string): string[] {
+  return [
+    ...snapshots.mended.map((what) => `Mended: ${oneLine(what)}`),
+    ...snapshots.dropped.map((what) => `${dropped}: ${oneLine(what)}`),
+  ];
 }

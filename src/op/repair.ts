@@ -11,14 +11,16 @@ import { planRepair } from '../format/qcow2/repair/plan.ts';
 import type {
   LeftAlone,
   Patch,
-  PlanOptions,
   RepairMode,
   RepairPlan,
+  SnapshotChanges,
   StepName,
 } from '../format/qcow2/repair/step.ts';
 import { undoRepair, type Undone } from '../format/qcow2/repair/undo.ts';
+import { overlay } from '../layer/overlay.ts';
 import { openFile, type FileStorage } from '../storage/file.ts';
 import { lockImage } from '../storage/lock.ts';
+import { removeFile } from '../storage/remove.ts';
 import { checkJson, type CheckJson } from './check.ts';
 
 /** How an image is repaired. */
@@ -35,7 +37,7 @@ export interface RepairOptions extends Working {
 export interface RepairResult {
   /** What a check found at first. */
   readonly before: CheckResult;
-  /** What a check finds now; with a dry run the same as before. */
+  /** What a check finds now; after a dry run what it would find. */
   readonly after: CheckResult;
   readonly corruptionsFixed: number;
   readonly leaksFixed: number;
@@ -45,6 +47,8 @@ export interface RepairResult {
   readonly steps: readonly string[];
   /** What stays wrong, and why. */
   readonly left: readonly LeftAlone[];
+  /** Snapshots that were mended, and those that were dropped because they cannot be read. */
+  readonly snapshots: SnapshotChanges;
 }
 
 /** Plans that are carried out one after the other at most: what overlaps may only come to light when it is apart. */
@@ -66,6 +70,7 @@ export async function repair(
   let changes = 0;
   const steps: string[] = [];
   let left: readonly LeftAlone[] = [];
+  let snapshots: SnapshotChanges = { mended: [], dropped: [] };
   let keepCounts = false;
   for (let round = 0; round < ROUNDS; round++) {
     stopIfAborted(signal);
@@ -78,6 +83,10 @@ export async function repair(
     keepCounts = plan.keepsCounts;
     const isFinished = plan.finish === null || round > 0;
     if (plan.steps.length === 0 && isFinished) break;
+    snapshots = {
+      mended: [...snapshots.mended, ...plan.snapshots.mended],
+      dropped: [...snapshots.dropped, ...plan.snapshots.dropped],
+    };
     const done = await applyRepair(storage, watched(plan, options), {
       ...{ journal, signal },
       onStep: ({ title }) => steps.push(title),
@@ -90,27 +99,23 @@ export async function repair(
   }
   if (after.corruptions === 0 && after.leaks === 0 && after.checkErrors === 0)
     left = left.filter(({ problem }) => problem === undefined && mode === 'leaks');
-  return result(before, after, changes, steps, left);
+  return {
+    ...{ before, after, changes, steps, left, snapshots },
+    corruptionsFixed: Math.max(0, before.corruptions - after.corruptions),
+    leaksFixed: Math.max(0, before.leaks - after.leaks),
+  };
 }
 
 /**
- * Tells what {@link repair} would do first; nothing is changed. Where structures overlap, more may follow once they are
- * apart.
+ * Tells what {@link repair} would do, and what a check would find then: the repair is done on a copy of what it changes,
+ * in memory. Nothing is changed.
+ * @throws SpindleError as {@link repair}
  */
-export async function planOnly(
+export function planOnly(
   storage: Storage,
-  options: RepairOptions & Pick<PlanOptions, 'grows'>,
+  options: RepairOptions & { readonly grows?: boolean },
 ): Promise<RepairResult> {
-  const before = await checkImage(storage, await readMetadata(storage, 'check'), checkOptions(options));
-  const metadata = await readMetadata(storage, 'check');
-  const plan = watched(await planRepair(storage, metadata, options.mode, options), options);
-  const steps: string[] = [];
-  let changes = 0;
-  for (const step of [...plan.steps, ...(plan.finish === null ? [] : [plan.finish])]) {
-    steps.push(step.title);
-    for await (const _ of step.patches()) changes++;
-  }
-  return result(before, before, changes, steps, plan.left);
+  return repair(overlay(storage, { resize: options.grows ?? storage.can.resize }), options);
 }
 
 /** A plan whose changes are told as they are made. */
@@ -133,20 +138,6 @@ function checkOptions({ signal, onProgress, onProblem }: RepairOptions): CheckOp
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress }),
     ...(onProblem === undefined ? {} : { onProblem }),
-  };
-}
-
-function result(
-  before: CheckResult,
-  after: CheckResult,
-  changes: number,
-  steps: readonly string[],
-  left: readonly LeftAlone[],
-): RepairResult {
-  return {
-    ...{ before, after, changes, steps, left },
-    corruptionsFixed: Math.max(0, before.corruptions - after.corruptions),
-    leaksFixed: Math.max(0, before.leaks - after.leaks),
   };
 }
 
@@ -176,8 +167,8 @@ export interface RepairFileOptions extends RepairOptions {
 }
 
 /**
- * Repairs the qcow2 image in a file, which nobody else may use meanwhile. A journal that turns out not to be needed
- * stays behind empty.
+ * Repairs the qcow2 image in a file, which nobody else may use meanwhile. A journal that turns out not to be needed is
+ * removed.
  * @throws SpindleError UNSUPPORTED for a raw image; EXISTS for a journal that is there; IN_USE; and what {@link repair}
  * throws
  */
@@ -193,9 +184,18 @@ export async function repairFile(path: string, options: RepairFileOptions): Prom
     if (error instanceof SpindleError) error.path ??= path;
     throw error;
   } finally {
-    await journal?.close();
-    await storage.close();
+    try {
+      if (journal !== undefined) await closeJournal(journal);
+    } finally {
+      await storage.close();
+    }
   }
+}
+
+async function closeJournal(journal: FileStorage): Promise<void> {
+  const isUnused = journal.size === 0;
+  await journal.close();
+  if (isUnused) await removeFile(journal.path);
 }
 
 /**

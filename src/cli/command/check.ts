@@ -8,6 +8,7 @@ import { newCommand, outputOption, verb } from '../command-line.ts';
 import { interruptible } from '../interrupt.ts';
 import { out, OutputBuffer } from '../output.ts';
 import { dryRunText, patchLine, plannedChange, repairText, type PlannedChange } from '../repair-text.ts';
+import type { CheckResult } from '../../format/qcow2/check/check.ts';
 import { sourceOf, withSourceOptions, type Source, type SourceFlags } from '../source.ts';
 
 interface Flags extends SourceFlags {
@@ -28,7 +29,7 @@ export const { define, run } = verb((program) =>
     newCommand(
       program,
       'check',
-      'Look for damage in the tables of an image, and repair it with -r.\nExit code (with -r: of a check after the repair): 0 clean, 2 damaged, 3 only wasted space, 1 could not be checked, 63 the format has no checks.',
+      'Look for damage in the tables of an image, and repair it with -r.\nExit code (with -r: of a check after the repair; with --dry-run: of the image as it is): 0 clean, 2 damaged, 3 only wasted space, 1 could not be checked, 63 the format has no checks.',
       [
         ['disk.qcow2', 'a verdict, and one line for each problem'],
         ['--output json disk.qcow2', 'the counts for a program'],
@@ -107,7 +108,9 @@ async function repair(
       process.exitCode = NO_CHECKS;
     throw error;
   }
-  process.exitCode = checkExitCode(done.after);
+  // After a dry run the image is what it was.
+  const now = dryRun ? done.before : done.after;
+  process.exitCode = checkExitCode(now);
   buffer.flush();
   if (flags.quiet === true) return;
   if (human) {
@@ -118,12 +121,19 @@ async function repair(
   }
   const more = withProblems
     ? {
-        ...(done.after.problems.length > 0 ? { problems: done.after.problems } : {}),
+        ...(now.problems.length > 0 ? { problems: now.problems } : {}),
         ...(done.left.length > 0 ? { 'not-repaired': done.left.map(({ message }) => message) } : {}),
-        ...(dryRun ? { 'planned-changes': planned } : {}),
+        ...(done.snapshots.mended.length > 0 ? { 'mended-snapshots': done.snapshots.mended } : {}),
+        ...(done.snapshots.dropped.length > 0 ? { 'dropped-snapshots': done.snapshots.dropped } : {}),
+        ...(dryRun ? { 'planned-changes': planned, 'after-repair': counts(done.after) } : {}),
       }
     : {};
-  out(`${JSON.stringify({ ...repairJson(done, path, 'qcow2'), ...more }, null, 4)}\n`);
+  const json = dryRun ? checkJson(now, path, 'qcow2') : repairJson(done, path, 'qcow2');
+  out(`${JSON.stringify({ ...json, ...more }, null, 4)}\n`);
+}
+
+function counts({ corruptions, leaks, checkErrors }: CheckResult): Readonly<Record<string, number>> {
+  return { corruptions, leaks, 'check-errors': checkErrors };
 }
 
 async function undo({ path }: Source, journal: string, flags: Flags): Promise<void> {

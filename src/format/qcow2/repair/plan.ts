@@ -8,6 +8,7 @@ import { entryPatches } from './entry-patches.ts';
 import { planRebuild } from './rebuild.ts';
 import { refcountPatches, refcountTablePatches } from './refcount-patches.ts';
 import { scanImage, type Scan } from './scan.ts';
+import { mendSnapshots, type SnapshotMending } from './snapshot-table.ts';
 import type { LeftAlone, Patch, PlanOptions, RepairMode, RepairPlan, RepairStep } from './step.ts';
 import { Targets } from './targets.ts';
 
@@ -23,11 +24,15 @@ import { Targets } from './targets.ts';
  * hold them; NO_SPACE
  */
 export async function planRepair(
-  storage: Storage,
-  metadata: Metadata,
+  image: Storage,
+  found: Metadata,
   mode: RepairMode,
   options: PlanOptions = {},
 ): Promise<RepairPlan> {
+  const grows = options.grows ?? image.can.resize;
+  const mending = mode === 'all' ? await mendSnapshots(image, found, options) : null;
+  // Everything else is planned for the image with its new snapshot table.
+  const { storage, metadata } = mending ?? { storage: image, metadata: found };
   const scan = await scanImage(storage, metadata, mode, options.signal);
   const keeps = scan.loses || options.keepCounts === true;
   const targets = await Targets.of(scan, mode, keeps);
@@ -37,7 +42,7 @@ export async function planRepair(
   const isDirty = (metadata.header.incompatible.lo & Incompatible.DIRTY) !== 0;
   const steps =
     mode === 'all'
-      ? repairAll(storage, scan, targets, rebuilds, keeps, options.grows ?? storage.can.resize)
+      ? repairAll(storage, scan, targets, { rebuilds, keeps, grows, mending })
       : leaksOnly(scan, targets, left, damage, isDirty, keeps);
   if (keeps && !rebuilds && (await hasLeaks(scan, metadata, options)))
     left.push({
@@ -45,23 +50,32 @@ export async function planRepair(
     });
   const overflow = targets.overflow();
   if (overflow !== null) left.push({ message: overflowMessage(scan, targets, overflow) });
-  const found = await notEmpty([...headerSteps(storage, metadata), ...steps], options.signal);
-  const isOnlyHeader = found.every(({ name }) => name === 'autoclear');
+  const filled = await notEmpty([...headerSteps(storage, metadata), ...steps], options.signal);
+  const isOnlyHeader = filled.every(({ name }) => name === 'autoclear');
   return {
     ...{ mode, left, rebuilds, keepsCounts: keeps },
-    steps: isOnlyHeader ? [] : found,
+    steps: isOnlyHeader ? [] : filled,
+    snapshots: mending?.changes ?? { mended: [], dropped: [] },
     finish: finishStep(storage, metadata, mode, left),
   };
+}
+
+/** How everything is repaired. */
+interface Ways {
+  readonly rebuilds: boolean;
+  readonly keeps: boolean;
+  readonly grows: boolean;
+  readonly mending: SnapshotMending | null;
 }
 
 function repairAll(
   storage: Storage,
   scan: Scan,
   targets: Targets,
-  rebuilds: boolean,
-  keeps: boolean,
-  grows: boolean,
+  { rebuilds, keeps, grows, mending }: Ways,
 ): RepairStep[] {
+  const write = mending?.write ?? null;
+  const before = write === null ? [] : [write];
   const mend: RepairStep = {
     name: 'mend',
     title: 'clear reserved bits and copied flags that must not be set',
@@ -78,14 +92,27 @@ function repairAll(
     const overflow = targets.overflow();
     if (overflow !== null) throw new SpindleError('LIMIT', overflowMessage(scan, targets, overflow));
     // What mending takes a reference from keeps its old refcount until the header changes.
-    return [build, mend, change, flags];
+    return [...before, build, mend, mending === null ? change : joined(change, mending.show), flags];
   }
   const raise: RepairStep = {
     name: 'raise',
     title: 'raise refcounts that are too low',
     patches: () => refcountPatches(scan, targets, 'raise'),
   };
-  return [raise, mend, ...(keeps ? [] : [lowerStep(scan, targets)]), flags];
+  const show = mending === null ? [] : [mending.show];
+  return [...before, raise, mend, ...show, ...(keeps ? [] : [lowerStep(scan, targets)]), flags];
+}
+
+/** Two changes of the header that lie side by side, so that they are made by one write. */
+function joined(first: RepairStep, second: RepairStep): RepairStep {
+  return {
+    name: first.name,
+    title: `${first.title}; ${second.title}`,
+    patches: async function* () {
+      yield* first.patches();
+      yield* second.patches();
+    },
+  };
 }
 
 async function* mendPatches(scan: Scan, targets: Targets, rebuilds: boolean): AsyncGenerator<Patch> {

@@ -1,24 +1,24 @@
 import { divUp } from '../../../core/align.ts';
 import { hex, setU64, viewOf } from '../../../core/bytes.ts';
-import { SpindleError } from '../../../core/errors.ts';
+import { isSpindleError, SpindleError } from '../../../core/errors.ts';
 import { readAvailable } from '../../../core/read.ts';
 import type { Storage } from '../../../core/storage.ts';
 import { HeaderOffset, Limit, TABLE_ENTRY } from '../layout.ts';
 import { setRefcount } from '../refcount.ts';
+import { findPlace, freeClusters, noSpace } from './free-space.ts';
 import type { Scan } from './scan.ts';
-import { Spans } from './spans.ts';
 import type { Patch, RepairStep } from './step.ts';
 import type { Place, Targets } from './targets.ts';
 
-/** The new refcount table, and behind it its blocks. */
+/** The new refcount table, and its blocks. Clusters. */
 interface Structure extends Place {
+  readonly first: number;
   readonly tableClusters: number;
+  /** Where each block is: behind the table if there is room for all together. */
+  readonly blocks: readonly number[];
   /** Entries of the table that have a block, ascending. */
   readonly indices: readonly number[];
 }
-
-/** Clusters of a file that are looked at for free space at most. */
-const SEARCH = 2 ** 26;
 
 /**
  * The steps that write all refcounts anew: into clusters that nothing refers to, preferably behind the end of the file,
@@ -35,11 +35,15 @@ export function planRebuild(
   targets.rebuild(structure);
   const { clusterSize } = scan.context.metadata.geometry;
   const at = structure.first * clusterSize;
-  const end = (structure.first + structure.count) * clusterSize;
+  const count = structure.tableClusters + structure.blocks.length;
+  const end = structure.blocks.reduce(
+    (last, block) => Math.max(last, (block + 1) * clusterSize),
+    at + structure.tableClusters * clusterSize,
+  );
   return {
     build: {
       name: 'build',
-      title: `write all refcounts anew, to ${String(structure.count)} free clusters at ${hex(at)}`,
+      title: `write all refcounts anew, to ${String(count)} free clusters at ${hex(at)}`,
       ...(end > storage.size ? { size: end } : {}),
       patches: () => buildPatches(storage, scan, targets, structure),
     },
@@ -52,10 +56,26 @@ export function planRebuild(
 }
 
 function layOut(storage: Storage, scan: Scan, targets: Targets, grows: boolean): Structure {
-  const { refcountsPerBlock, clusterSize } = scan.context.metadata.geometry;
+  const { refcountsPerBlock } = scan.context.metadata.geometry;
   const needed = new Set<number>();
   for (const cluster of targets.used())
     if (targets.final(cluster) > 0) needed.add(Math.floor(cluster / refcountsPerBlock));
+  try {
+    return layOutTogether(storage, scan, targets, grows, needed);
+  } catch (error) {
+    if (grows || !isSpindleError(error, 'NO_SPACE')) throw error;
+    return layOutScattered(storage, scan, targets, needed);
+  }
+}
+
+function layOutTogether(
+  storage: Storage,
+  scan: Scan,
+  targets: Targets,
+  grows: boolean,
+  needed: ReadonlySet<number>,
+): Structure {
+  const { refcountsPerBlock } = scan.context.metadata.geometry;
   let count = needed.size + 1;
   for (;;) {
     const first = findPlace(storage, scan, targets, count, grows);
@@ -69,54 +89,67 @@ function layOut(storage: Storage, scan: Scan, targets: Targets, grows: boolean):
     }
     const last = Math.floor((first + count - 1) / refcountsPerBlock);
     for (let index = Math.floor(first / refcountsPerBlock); index <= last; index++) all.add(index);
-    const indices = [...all].sort((a, b) => a - b);
-    const entries = (indices.at(-1) ?? 0) + 1;
-    const table = divUp(entries * TABLE_ENTRY, clusterSize);
-    if (table * clusterSize > Limit.REFCOUNT_TABLE) {
-      throw new SpindleError('LIMIT', 'a refcount table for all clusters in use would be larger than 8 MiB');
+    const { indices, table } = tableFor(scan, all);
+    if (table + indices.length <= count) {
+      const tableClusters = count - indices.length;
+      const blocks = indices.map((_, block) => first + tableClusters + block);
+      return {
+        ...{ first, tableClusters, indices, blocks },
+        has: (cluster) => cluster >= first && cluster < first + count,
+      };
     }
-    if (table + indices.length <= count)
-      return { first, count, tableClusters: count - indices.length, indices };
     // Only ever more: each round may move the place, which may need another block.
     count = table + indices.length;
   }
 }
 
-/** The first of `count` clusters that nothing refers to, not even from past the end of the file. */
-function findPlace(storage: Storage, scan: Scan, targets: Targets, count: number, grows: boolean): number {
-  const { context, own } = scan;
-  const { clusterSize } = context.metadata.geometry;
-  const end = Math.max(context.fileClusters, context.clusters);
-  if (grows && context.beyondEnds === 0) return end;
-  const whole = Math.min(Math.floor(storage.size / clusterSize), SEARCH);
-  for (let cluster = 1, free = 0; cluster < whole; cluster++) {
-    const isFree =
-      context.references.get(cluster) === 0 && own.get(cluster) === 0 && targets.final(cluster) === 0;
-    free = isFree ? free + 1 : 0;
-    if (free === count) return cluster - count + 1;
+/** Where an image cannot grow and has no room in one piece: the table in one, each block wherever there is a cluster. */
+function layOutScattered(
+  storage: Storage,
+  scan: Scan,
+  targets: Targets,
+  needed: ReadonlySet<number>,
+): Structure {
+  const { refcountsPerBlock } = scan.context.metadata.geometry;
+  const all = new Set(needed);
+  for (;;) {
+    const before = all.size;
+    const { indices, table } = tableFor(scan, all);
+    const first = findPlace(storage, scan, targets, table, false);
+    const blocks: number[] = [];
+    for (const cluster of freeClusters(storage, scan, targets)) {
+      if (cluster >= first && cluster < first + table) continue;
+      if (blocks.length === indices.length) break;
+      blocks.push(cluster);
+    }
+    if (blocks.length < indices.length) throw noSpace(table + indices.length);
+    for (let cluster = first; cluster < first + table; cluster++)
+      all.add(Math.floor(cluster / refcountsPerBlock));
+    for (const block of blocks) all.add(Math.floor(block / refcountsPerBlock));
+    if (all.size > before) continue;
+    const taken = new Set(blocks);
+    return {
+      ...{ first, tableClusters: table, indices, blocks },
+      has: (cluster) => taken.has(cluster) || (cluster >= first && cluster < first + table),
+    };
   }
-  if (!grows)
-    throw new SpindleError(
-      'NO_SPACE',
-      `there are no ${String(count)} free clusters in a row for new refcounts`,
-    );
-  const spans = new Spans(context.beyondSpans, clusterSize);
-  for (let first = end, next = end; first + count <= context.beyondLimit; next++) {
-    if (next === first + count) {
-      const taken = spans.touching(first * clusterSize, next * clusterSize);
-      if (taken < 0) return first;
-      first = taken / clusterSize;
-      next = first - 1;
-    } else if (context.beyond.get(next) > 0) first = next + 1;
-  }
-  return divUp(context.beyondEnds, clusterSize);
+}
+
+/** The blocks of `all`, ascending, and the clusters of a table for them. @throws SpindleError LIMIT */
+function tableFor(scan: Scan, all: ReadonlySet<number>): { indices: number[]; table: number } {
+  const { clusterSize } = scan.context.metadata.geometry;
+  const indices = [...all].sort((a, b) => a - b);
+  const table = divUp(((indices.at(-1) ?? 0) + 1) * TABLE_ENTRY, clusterSize);
+  if (table * clusterSize > Limit.REFCOUNT_TABLE)
+    throw new SpindleError('LIMIT', 'a refcount table for all clusters in use would be larger than 8 MiB');
+  return { indices, table };
 }
 
 async function* buildPatches(
   storage: Storage,
   scan: Scan,
   targets: Targets,
-  { first, tableClusters, indices }: Structure,
+  { first, tableClusters, indices, blocks }: Structure,
 ): AsyncGenerator<Patch> {
   const { clusterSize, refcountOrder, refcountsPerBlock } = scan.context.metadata.geometry;
   for (let block = 0; block < indices.length; block++) {
@@ -127,7 +160,7 @@ async function* buildPatches(
       const refcount = targets.final(start + i);
       if (refcount > 0) setRefcount(view, refcountOrder, i, refcount);
     }
-    const at = (first + tableClusters + block) * clusterSize;
+    const at = (blocks[block] ?? 0) * clusterSize;
     const why = `refcounts of the clusters from ${hex(start * clusterSize)} on`;
     yield {
       at,
@@ -144,7 +177,7 @@ async function* buildPatches(
     const from = (cluster * clusterSize) / TABLE_ENTRY;
     const to = from + clusterSize / TABLE_ENTRY;
     for (; next < indices.length && (indices[next] ?? 0) < to; next++)
-      setU64(view, ((indices[next] ?? 0) - from) * TABLE_ENTRY, (first + tableClusters + next) * clusterSize);
+      setU64(view, ((indices[next] ?? 0) - from) * TABLE_ENTRY, (blocks[next] ?? 0) * clusterSize);
     const at = (first + cluster) * clusterSize;
     const why = `where ${String(indices.length)} refcount blocks are`;
     yield {

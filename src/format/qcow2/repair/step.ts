@@ -20,10 +20,12 @@ export interface Patch {
 export type StepName =
   | 'autoclear' // feature bits of programs that are told by them that the image was changed
   | 'bitmaps' // the extension of bitmaps that are out of date
+  | 'table' // a new snapshot table, in free space
   | 'build' // new refcount blocks and table, in free space
   | 'raise' // refcounts that are too low
   | 'mend' // entries: reserved bits, copied flags that must not be set
   | 'switch' // the header from the old refcount table to the new
+  | 'snapshots' // the header from the old snapshot table to the new
   | 'lower' // refcounts that are too high
   | 'flags' // copied flags that may be set
   | 'finish'; // the dirty and the corrupt bit
@@ -49,6 +51,13 @@ export interface LeftAlone {
   readonly problem?: CheckProblem;
 }
 
+/** What a repair does to snapshots whose entries in the snapshot table are damaged; a line for each, in words. */
+export interface SnapshotChanges {
+  readonly mended: readonly string[];
+  /** Snapshots that are dropped, and why. Only a journal brings them back. */
+  readonly dropped: readonly string[];
+}
+
 /** What a repair will do. */
 export interface RepairPlan {
   readonly mode: RepairMode;
@@ -58,6 +67,8 @@ export interface RepairPlan {
   readonly finish: RepairStep | null;
   /** What stays wrong, and why; the first of it. */
   readonly left: readonly LeftAlone[];
+  /** What is mended in snapshots, and what is given up because it cannot be read; in words. */
+  readonly snapshots: SnapshotChanges;
   /** Whether all refcounts are written anew. */
   readonly rebuilds: boolean;
   /** Whether refcounts are never lowered: references may be missing that would explain them. */

@@ -5,10 +5,9 @@ import { getRefcount, maxRefcount } from '../refcount.ts';
 import type { RepairMode } from './step.ts';
 import type { Scan } from './scan.ts';
 
-/** Where refcounts are written anew. Clusters. */
+/** Where refcounts are written anew. */
 export interface Place {
-  readonly first: number;
-  readonly count: number;
+  readonly has: (cluster: number) => boolean;
 }
 
 /** What each refcount is to be, and each copied flag. */
@@ -58,8 +57,7 @@ export class Targets {
     const { context, own } = this.#scan;
     const references = context.references.get(cluster);
     if (this.#rebuilt === null) return references + own.get(cluster);
-    const { first, count } = this.#rebuilt;
-    const inside = cluster >= first && cluster < first + count ? 1 : 0;
+    const inside = this.#rebuilt.has(cluster) ? 1 : 0;
     // What lay past the end of the file may lie inside it once it has grown.
     return references + inside + context.beyond.get(cluster);
   }
