@@ -58,6 +58,7 @@ export {
 } from './op/snapshots.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
 export type { ResizeOptions, ResizeTools } from './format/driver.ts';
+export type { OverlapCheck } from './format/qcow2/write/cluster-kinds.ts';
 export type { Snapshot } from './format/qcow2/snapshot.ts';
 export type { Working } from './core/working.ts';
 

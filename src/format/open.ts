@@ -16,6 +16,7 @@ import { Qcow2Driver } from './qcow2/driver.ts';
 import { looksLikeQcow2 } from './qcow2/header.ts';
 import { readMetadata, type Metadata } from './qcow2/metadata.ts';
 import { unlockQcow2 } from './qcow2/unlock.ts';
+import type { OverlapCheck } from './qcow2/write/cluster-kinds.ts';
 import { Qcow2WriteDriver } from './qcow2/write/driver.ts';
 import { RawDriver } from './raw/driver.ts';
 
@@ -40,6 +41,10 @@ export interface OpenOptions {
   readonly gate?: Gate | undefined;
   /** Open for writing too. The backing chain is only ever read. */
   readonly write?: boolean | undefined;
+  /** What no write may hit, whatever the refcounts of the image say. Default: cached. */
+  readonly overlapCheck?: OverlapCheck | undefined;
+  /** Name of the data file instead of the one that the image records. */
+  readonly dataFile?: string | undefined;
   /** Open the backing chain (default), or see unallocated ranges as zeroes. */
   readonly backing?: boolean | undefined;
   /** Id or name of an internal snapshot to open instead of the active disk. */
@@ -84,7 +89,7 @@ async function openQcow2(storage: Storage, options: OpenOptions, chain: readonly
   let backing: Image | null = null;
   try {
     if ((metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0) {
-      const name = metadata.known.dataFile;
+      const name = options.dataFile ?? metadata.known.dataFile;
       if (name === undefined)
         throw new SpindleError('DATA_FILE_NOT_FOUND', 'the image does not name its data file');
       dataFile = (
@@ -127,7 +132,11 @@ async function qcow2Driver(
   if (metadata.backingName !== null && !backed) {
     throw new SpindleError('BAD_OPTION', 'an overlay cannot be written to without its backing file');
   }
-  return Qcow2WriteDriver.open(storage, metadata, dataFile, options.codec, { backed, plain });
+  return Qcow2WriteDriver.open(storage, metadata, dataFile, options.codec, {
+    backed,
+    plain,
+    overlapCheck: options.overlapCheck,
+  });
 }
 
 function unlocking({ name, secret, crypto }: OpenOptions): Unlocking {

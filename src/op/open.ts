@@ -4,6 +4,7 @@ import { localName } from '../core/path.ts';
 import type { Gate } from '../format/gate.ts';
 import type { Image } from '../format/image.ts';
 import { knownFormat, openImage, probeFormat, type Format } from '../format/open.ts';
+import type { OverlapCheck } from '../format/qcow2/write/cluster-kinds.ts';
 import type { SecretSource } from '../core/crypto.ts';
 import { nodeCodec } from '../native/codec.ts';
 import { nodeCrypto } from '../native/crypto.ts';
@@ -17,6 +18,14 @@ export interface OpenFileOptions {
   readonly format?: string | undefined;
   /** Open for writing too. Needs the image for itself: no other writer, and readers only with -U. */
   readonly write?: boolean | undefined;
+  /**
+   * What no write may hit, whatever the refcounts of the image say; the levels of qemu's `overlap-check`. `none`; `constant`:
+   * the header and the tables that stay in their place; `cached` (default): all metadata of the active disk; `all`: the
+   * L2 tables of internal snapshots too. A write that would hit it fails with CORRUPT, and marks the image corrupt.
+   */
+  readonly overlapCheck?: OverlapCheck | undefined;
+  /** Name of the external data file, instead of the one that the image records. */
+  readonly dataFile?: string | undefined;
   /** Do not keep others from using the image, and do not mind that they do (-U). Reading only. */
   readonly share?: boolean | undefined;
   /** Bypass the page cache of the host. */
@@ -58,6 +67,8 @@ export async function openImageFile(path: string, options: OpenFileOptions = {})
     backing: options.backing,
     snapshot: options.snapshot,
     write: options.write,
+    overlapCheck: options.overlapCheck,
+    dataFile: options.dataFile,
     name: path,
     id: storage.identity,
   });

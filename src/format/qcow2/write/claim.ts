@@ -1,9 +1,11 @@
 import { viewOf } from '../../../core/bytes.ts';
 import { isAligned } from '../../../core/align.ts';
+import { formatError } from '../../../core/errors.ts';
+import type { Storage } from '../../../core/storage.ts';
 import { TABLE_ENTRY } from '../layout.ts';
 import type { Metadata } from '../metadata.ts';
 import { refcountBlockOffset } from '../refcount-table.ts';
-import type { L1Table } from '../tables.ts';
+import { L1Table } from '../tables.ts';
 import type { ClusterKinds } from './cluster-kinds.ts';
 
 /**
@@ -37,5 +39,38 @@ export function claimMetadata(
   for (let index = 0; index < l1.entries; index++) {
     const offset = l1.l2Offset(index);
     if (offset !== 0) kinds.claim(offset, clusterSize, 'L2 table');
+  }
+}
+
+/**
+ * Notes where the L2 tables of all internal snapshots lie; reads the L1 table of each.
+ * @throws SpindleError CORRUPT when structures overlap; BAD_ENTRY, IO
+ */
+export async function claimSnapshots(
+  kinds: ClusterKinds,
+  storage: Storage,
+  metadata: Metadata,
+): Promise<void> {
+  const { clusterSize } = metadata.geometry;
+  const seen = new Set<number>();
+  let total = 0;
+  for (const { l1TableOffset, l1Size, name } of metadata.snapshots) {
+    total += l1Size * TABLE_ENTRY;
+    // Tables do not share space, so that more than the file holds is damage, and need not be read.
+    if (total > storage.size || !isAligned(l1TableOffset, clusterSize))
+      throw formatError('CORRUPT', `snapshot '${name}'`, 'its L1 table cannot be where it should be', {
+        offset: l1TableOffset,
+      });
+    const l1 = await L1Table.readWhole(storage, l1TableOffset, l1Size, clusterSize);
+    for (
+      let index = l1.nextUsed(0, l1.entries);
+      index < l1.entries;
+      index = l1.nextUsed(index + 1, l1.entries)
+    ) {
+      const table = l1.l2Offset(index);
+      if (seen.has(table)) continue;
+      seen.add(table);
+      kinds.claimInactive(table);
+    }
   }
 }

@@ -10,6 +10,7 @@ export type MetadataKind =
   | 'refcount block'
   | 'snapshot table'
   | 'L1 table of a snapshot'
+  | 'L2 table of a snapshot'
   | 'bitmap directory'
   | 'encryption header';
 
@@ -21,9 +22,32 @@ const KINDS: readonly MetadataKind[] = [
   'refcount block',
   'snapshot table',
   'L1 table of a snapshot',
+  'L2 table of a snapshot',
   'bitmap directory',
   'encryption header',
 ];
+
+/**
+ * What no write may hit, whatever the refcounts say; the levels are those of qemu's `overlap-check`. `constant`: what
+ * stays in its place while the image is open. `cached` (the default): all that is known without reading more. `all`: the
+ * L2 tables of internal snapshots too, for which the L1 tables of all snapshots are read at opening.
+ */
+export type OverlapCheck = 'none' | 'constant' | 'cached' | 'all';
+
+const CONSTANT: readonly MetadataKind[] = [
+  ...(['header', 'L1 table', 'refcount table', 'snapshot table'] as const),
+  ...(['bitmap directory', 'encryption header'] as const),
+];
+const CACHED: readonly MetadataKind[] = [
+  ...CONSTANT,
+  ...(['L2 table', 'refcount block', 'L1 table of a snapshot'] as const),
+];
+const CHECKED: Readonly<Record<OverlapCheck, readonly MetadataKind[]>> = {
+  none: [],
+  constant: CONSTANT,
+  cached: CACHED,
+  all: KINDS,
+};
 
 /** What the pages of the metadata cache hold. */
 export const KIND_OF_RANK = {
@@ -32,6 +56,12 @@ export const KIND_OF_RANK = {
   [Rank.L2]: 'L2 table',
   [Rank.L1]: 'L1 table',
 } as const;
+
+const NOTHING: readonly MetadataKind[] = [];
+/** What may be written where. Work on snapshots changes the flags of their tables. */
+const ALLOWED: Partial<Record<MetadataKind, readonly MetadataKind[]>> = Object.fromEntries(
+  KINDS.map((kind) => [kind, kind === 'L2 table' ? [kind, 'L2 table of a snapshot'] : [kind]]),
+);
 
 /** Clusters that share one array. */
 const PAGE = 4096;
@@ -43,15 +73,31 @@ const PAGE = 4096;
 export class ClusterKinds {
   readonly #clusterSize: number;
   readonly #pages = new Map<number, Uint8Array>();
+  /** By the number that a kind has in the pages: whether it may not be written over. */
+  readonly #isChecked: readonly boolean[];
 
-  constructor(clusterSize: number) {
+  constructor(clusterSize: number, level: OverlapCheck = 'cached') {
     this.#clusterSize = clusterSize;
+    this.#isChecked = [false, ...KINDS.map((kind) => CHECKED[level].includes(kind))];
   }
 
   /** Notes that a range holds metadata of a kind. @throws SpindleError CORRUPT when it holds other metadata */
   claim(at: number, length: number, kind: MetadataKind): void {
     this.check(at, length, kind);
     this.#set(at, length, KINDS.indexOf(kind) + 1);
+  }
+
+  /** The same for a range that is new: it may hold no metadata at all. @throws SpindleError CORRUPT */
+  claimNew(at: number, length: number, kind: MetadataKind): void {
+    this.#refuse(at, length, kind, NOTHING);
+    this.#set(at, length, KINDS.indexOf(kind) + 1);
+  }
+
+  /** Notes an L2 table of a snapshot, unless the active disk has it too. @throws SpindleError CORRUPT */
+  claimInactive(at: number): void {
+    let isActive = false;
+    this.#each(at, 1, (page, index) => (isActive = page?.[index] === KINDS.indexOf('L2 table') + 1));
+    if (!isActive) this.claim(at, this.#clusterSize, 'L2 table of a snapshot');
   }
 
   /** Notes that a range holds no metadata any more. */
@@ -64,19 +110,17 @@ export class ClusterKinds {
    * @throws SpindleError CORRUPT
    */
   check(at: number, length: number, kind?: MetadataKind): void {
-    const allowed = kind === undefined ? 0 : KINDS.indexOf(kind) + 1;
+    this.#refuse(at, length, kind ?? 'guest data', kind === undefined ? NOTHING : (ALLOWED[kind] ?? [kind]));
+  }
+
+  #refuse(at: number, length: number, what: string, allowed: readonly MetadataKind[]): void {
     this.#each(at, length, (page, index, cluster) => {
       const found = page?.[index] ?? 0;
-      if (found === 0 || found === allowed) return;
-      const what = KINDS[found - 1] ?? 'metadata';
-      throw formatError(
-        'CORRUPT',
-        what,
-        `${kind ?? 'guest data'} would be written over it; check the image`,
-        {
-          offset: cluster * this.#clusterSize,
-        },
-      );
+      const there = KINDS[found - 1];
+      if (there === undefined || this.#isChecked[found] !== true || allowed.includes(there)) return;
+      throw formatError('CORRUPT', there, `${what} would be written over it; check the image`, {
+        offset: cluster * this.#clusterSize,
+      });
     });
   }
 

@@ -4,9 +4,11 @@ import { isSpindleError, SpindleError } from '../../../core/errors.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../../../core/storage.ts';
 import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeTools } from '../../driver.ts';
 import { Qcow2Driver } from '../driver.ts';
-import { Autoclear, CryptMethod, HeaderOffset, Incompatible } from '../layout.ts';
+import { Autoclear, Compatible, CryptMethod, HeaderOffset, Incompatible } from '../layout.ts';
 import { readMetadata, type Metadata } from '../metadata.ts';
+import { repairDirty } from '../repair/dirty.ts';
 import { checkCompressible, compressInOrder, compressorOf } from './compress.ts';
+import { setIncompatible } from './dirty-mark.ts';
 import { resizeQcow2 } from './resize.ts';
 import type { Reloadable, WriterOptions } from './whole.ts';
 import { Qcow2Writer } from './writer.ts';
@@ -54,7 +56,8 @@ export class Qcow2WriteDriver implements FormatDriver {
   }
 
   /**
-   * Opens an image for writing. Nothing on disk changes but feature bits that would become untrue.
+   * Opens an image for writing. Nothing on disk changes but feature bits that would become untrue, and the refcounts of
+   * an image that a program with lazy refcounts did not close: they are made anew from the tables.
    * @throws SpindleError CORRUPT, DIRTY, UNSUPPORTED before anything is changed; BAD_ENTRY, LIMIT
    */
   static async open(
@@ -65,8 +68,10 @@ export class Qcow2WriteDriver implements FormatDriver {
     options: WriterOptions,
   ): Promise<Qcow2WriteDriver> {
     refuse(metadata, options.plain);
-    const parts = await openParts(storage, metadata, dataFile, codec, options);
-    await clearUnknownAutoclear(storage, metadata);
+    const dirty = (metadata.header.incompatible.lo & Incompatible.DIRTY) !== 0;
+    const sound = dirty ? await repairDirty(storage) : metadata;
+    const parts = await openParts(storage, sound, dataFile, codec, options);
+    await clearUnknownAutoclear(storage, sound);
     return new Qcow2WriteDriver(storage, dataFile, codec, options, parts);
   }
 
@@ -224,14 +229,16 @@ async function openParts(
 
 /** @throws SpindleError CORRUPT, DIRTY, ENCRYPTED, UNSUPPORTED for an image that must not be written to as it is */
 function refuse(metadata: Metadata, plain: WriterOptions['plain']): void {
-  const { incompatible, cryptMethod } = metadata.header;
+  const { incompatible, compatible, cryptMethod } = metadata.header;
   if ((incompatible.lo & Incompatible.CORRUPT) !== 0) {
     throw new SpindleError(
       'CORRUPT',
       'the image is marked corrupt and must not be written to before it is repaired',
     );
   }
-  if ((incompatible.lo & Incompatible.DIRTY) !== 0) {
+  const isLazy = (compatible.lo & Compatible.LAZY_REFCOUNTS) !== 0;
+  // Lazy refcounts explain the mark; nobody knows what else a program may mean by it.
+  if ((incompatible.lo & Incompatible.DIRTY) !== 0 && !isLazy) {
     throw new SpindleError(
       'DIRTY',
       'the image was not closed by the program that wrote it last, and its refcounts may be wrong: repair it first',
@@ -262,10 +269,5 @@ async function clearUnknownAutoclear(storage: Storage, metadata: Metadata): Prom
 
 /** Sets the corrupt bit. Version 2 has no place for it. */
 async function markCorrupt(storage: Storage, metadata: Metadata): Promise<void> {
-  if (metadata.header.version === 2) return;
-  const bytes = new Uint8Array(8);
-  viewOf(bytes).setUint32(0, metadata.header.incompatible.hi);
-  viewOf(bytes).setUint32(4, (metadata.header.incompatible.lo | Incompatible.CORRUPT) >>> 0);
-  await storage.write(bytes, HeaderOffset.incompatibleFeatures);
-  await storage.flush();
+  if (metadata.header.version === 3) await setIncompatible(storage, Incompatible.CORRUPT, 0);
 }

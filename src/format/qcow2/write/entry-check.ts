@@ -2,7 +2,7 @@ import { isAligned } from '../../../core/align.ts';
 import { formatError, type SpindleError } from '../../../core/errors.ts';
 import { offsetOf } from '../entry.ts';
 import type { Metadata } from '../metadata.ts';
-import { hasZeroFlag, isCompressed, type L2Entry } from './l2-editor.ts';
+import { hasZeroFlag, isCompressed, isCopied, type L2Entry } from './l2-editor.ts';
 
 /**
  * Looks at the L2 entry of guest cluster number `cluster` before anything is written on the word of it.
@@ -26,4 +26,18 @@ export function checkEntry(entry: L2Entry, cluster: number, metadata: Metadata, 
   if (extendedL2 && ((entry.zeros & entry.data) !== 0 || (offset === 0 && !external && entry.data !== 0))) {
     throw bad('a subcluster bitmap that contradicts itself');
   }
+}
+
+/** Where the entry of guest cluster number `cluster` points to, null for nowhere. Streams have no place of their own. */
+export function hostOf(entry: L2Entry, cluster: number, external: boolean): number | null {
+  if (isCompressed(entry)) return null;
+  const offset = offsetOf(entry.hi, entry.lo);
+  if (offset === 0) return external && cluster === 0 && isCopied(entry) ? 0 : null;
+  return offset;
+}
+
+/** Whether a standard cluster reads as zeroes. `backed`: what is nowhere is below. */
+export function isBlank(entry: L2Entry, backed: boolean): boolean {
+  if (isCompressed(entry)) return false;
+  return hasZeroFlag(entry) || (!backed && offsetOf(entry.hi, entry.lo) === 0 && !isCopied(entry));
 }

@@ -94,7 +94,7 @@ export class L2Editor implements L2Source {
     const { start } = await allocator.take(1);
     const table = start * geometry.clusterSize;
     await reach(table + geometry.clusterSize);
-    kinds.claim(table, geometry.clusterSize, 'L2 table');
+    kinds.claimNew(table, geometry.clusterSize, 'L2 table');
     for (let at = 0; at < geometry.clusterSize; at += this.#sliceSize) {
       const source = old === 0 ? null : (await cache.page(old + at, this.#sliceSize, Rank.L2)).bytes.slice();
       const page = cache.create(table + at, this.#sliceSize, Rank.L2);

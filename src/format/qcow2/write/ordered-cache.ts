@@ -28,6 +28,8 @@ export interface Page {
 
 /** Bytes of dirty pages above which they should be written. */
 const DIRTY_LIMIT = 16 * 1024 * 1024;
+/** Bytes of refcounts above which they are not put off any longer. */
+const LATE_LIMIT = DIRTY_LIMIT / 2;
 
 /** What the cache needs of the image around it. */
 export interface CacheOptions {
@@ -37,6 +39,11 @@ export interface CacheOptions {
   readonly unit: number;
   /** Refuses to write metadata where other metadata lies; called with every range before it is written. */
   guard(at: number, length: number, rank: Rank): void;
+  /**
+   * Refcounts may be written late: makes it durable that those on disk are out of date. Called before anything is
+   * written that needs others. Undefined where refcounts come first, always.
+   */
+  readonly markLate?: (() => Promise<void>) | undefined;
   /** For tests: write the ranks in another order, which must break the promises above. */
   readonly brokenOrder?: boolean;
 }
@@ -185,9 +192,38 @@ export class OrderedCache {
     this.#unsynced = false;
   }
 
-  /** Writes everything, in order, and makes it durable. */
+  /** Writes everything, in order, and makes it durable; refcounts only where they may not come late. */
   async flush(): Promise<void> {
+    const { markLate, brokenOrder } = this.#options;
+    if (markLate === undefined || brokenOrder === true || this.#lateBytes() > LATE_LIMIT) {
+      await this.flushAll();
+      return;
+    }
+    for (const rank of [Rank.L2, Rank.L1]) {
+      if (this.#dirty[rank]?.size === 0) continue;
+      if (this.#lateBytes() > 0) await markLate();
+      await this.sync();
+      await this.#writeRank(rank);
+    }
+    await this.sync();
+  }
+
+  /** Writes everything, refcounts too, in order, and makes it durable. */
+  async flushAll(): Promise<void> {
     await this.writeUpTo(Rank.L1);
     await this.sync();
+  }
+
+  /** Writes refcounts that were lowered, unless that may wait. Durable only after {@link sync}. */
+  async writeLowered(): Promise<void> {
+    if (this.#options.markLate === undefined) await this.writeUpTo(Rank.REFCOUNT_BLOCK);
+  }
+
+  /** Bytes of refcounts that are not on disk. */
+  #lateBytes(): number {
+    let bytes = 0;
+    for (const rank of [Rank.REFCOUNT_BLOCK, Rank.REFCOUNT_TABLE])
+      for (const page of this.#dirty[rank] ?? []) bytes += page.bytes.length;
+    return bytes;
   }
 }

@@ -17,7 +17,7 @@ export async function placeTable(
   const run = await writer.allocator.takeTogether(divUp(bytes.length, clusterSize));
   const at = run.start * clusterSize;
   await whole.reach(at + run.count * clusterSize);
-  writer.kinds.claim(at, run.count * clusterSize, kind);
+  writer.kinds.claimNew(at, run.count * clusterSize, kind);
   await whole.storage.write(bytes, at);
   writer.cache.noteWritten();
   return at;

@@ -97,6 +97,9 @@ export class Refcounts {
    */
   async findFree(from: number, most: number): Promise<{ readonly start: number; readonly count: number }> {
     const { refcountsPerBlock, refcountOrder } = this.#host.geometry;
+    if (from === 0 && (await this.get(0)) === 0) {
+      throw formatError('CORRUPT', 'header', 'it is counted as free; check the image', { offset: 0 });
+    }
     for (let cluster = from; ;) {
       const index = Math.floor(cluster / refcountsPerBlock);
       const first = index * refcountsPerBlock;
@@ -178,7 +181,7 @@ export class Refcounts {
     if (this.#blockOffset(index) !== 0) return;
     const offset = index * refcountsPerBlock * clusterSize;
     await reach(offset + clusterSize);
-    kinds.claim(offset, clusterSize, 'refcount block');
+    kinds.claimNew(offset, clusterSize, 'refcount block');
     const block = cache.create(offset, clusterSize, Rank.REFCOUNT_BLOCK);
     setRefcount(block.view, refcountOrder, 0, 1);
     cache.mark(block, 0, Math.ceil(refcountBits / 8));
@@ -210,7 +213,7 @@ export class Refcounts {
     await reach((start + blocks + count) * clusterSize);
     for (let i = 0; i < blocks; i++) {
       const offset = (start + i) * clusterSize;
-      kinds.claim(offset, clusterSize, 'refcount block');
+      kinds.claimNew(offset, clusterSize, 'refcount block');
       const block = cache.create(offset, clusterSize, Rank.REFCOUNT_BLOCK);
       const used = Math.max(0, Math.min(refcountsPerBlock, blocks + count - i * refcountsPerBlock));
       for (let k = 0; k < used; k++) setRefcount(block.view, refcountOrder, k, 1);
@@ -238,7 +241,8 @@ export class Refcounts {
   async #growTable(entries: number): Promise<void> {
     const { storage, cache, kinds, geometry, reach } = this.#host;
     const { clusterSize, refcountsPerBlock, refcountOrder } = geometry;
-    await cache.flush();
+    // The new table goes to the disk as it is in memory, with all the blocks that it names.
+    await cache.flushAll();
     const start = this.covered;
     let blocks = 0;
     let clusters = 0;
@@ -270,11 +274,11 @@ export class Refcounts {
       for (let k = 0; k < used; k++) setRefcount(viewOf(block), refcountOrder, k, 1);
       await storage.write(block, offset + i * clusterSize);
       setU64(view, (start / refcountsPerBlock + i) * TABLE_ENTRY, offset + i * clusterSize);
-      kinds.claim(offset + i * clusterSize, clusterSize, 'refcount block');
+      kinds.claimNew(offset + i * clusterSize, clusterSize, 'refcount block');
     }
     const tableOffset = offset + blocks * clusterSize;
     await storage.write(table, tableOffset);
-    kinds.claim(tableOffset, table.length, 'refcount table');
+    kinds.claimNew(tableOffset, table.length, 'refcount table');
     await storage.flush();
     const switched = new Uint8Array(12);
     setU64(viewOf(switched), 0, tableOffset);

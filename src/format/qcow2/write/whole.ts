@@ -2,6 +2,7 @@ import type { Storage } from '../../../core/storage.ts';
 import type { PlainData } from '../../crypto/encrypted-storage.ts';
 import type { Metadata } from '../metadata.ts';
 import type { ClusterRun } from './allocator.ts';
+import type { OverlapCheck } from './cluster-kinds.ts';
 import type { Qcow2Writer } from './writer.ts';
 
 /** What work on the tables as a whole is given. Everything that was done before it is durable. */
@@ -43,6 +44,8 @@ export interface WriterOptions {
   readonly punch?: boolean;
   /** Bytes from the start of the file that may be in use. Default: all of it. */
   readonly usedEnd?: number;
+  /** What is looked at before every write. Default: cached. */
+  readonly overlapCheck?: OverlapCheck | undefined;
   /** For tests: write metadata in the wrong order. */
   readonly brokenOrder?: boolean;
 }

@@ -11,8 +11,9 @@ import type { Metadata } from '../metadata.ts';
 import { L1Table, sliceSizeOf } from '../tables.ts';
 import { Allocator, type ClusterRun } from './allocator.ts';
 import { ClusterKinds, KIND_OF_RANK } from './cluster-kinds.ts';
-import { claimMetadata } from './claim.ts';
-import { checkEntry } from './entry-check.ts';
+import { claimMetadata, claimSnapshots } from './claim.ts';
+import { DirtyMark } from './dirty-mark.ts';
+import { checkEntry, hostOf, isBlank } from './entry-check.ts';
 import { StreamPacker } from './compress.ts';
 import {
   ALL,
@@ -27,7 +28,7 @@ import {
   subclusters,
   type L2Entry,
 } from './l2-editor.ts';
-import { OrderedCache, Rank } from './ordered-cache.ts';
+import { OrderedCache } from './ordered-cache.ts';
 import { Refcounts } from './refcounts.ts';
 import type { WholeTables, WriterOptions } from './whole.ts';
 
@@ -59,6 +60,7 @@ export class Qcow2Writer {
   readonly #punch: boolean;
   readonly #plain: PlainData | undefined;
   readonly #backed: boolean;
+  readonly #mark: DirtyMark;
   #usedEnd: number;
 
   private constructor(
@@ -80,12 +82,15 @@ export class Qcow2Writer {
     this.#backed = options.backed;
     this.#usedEnd = options.usedEnd ?? storage.size;
     this.kinds = kinds;
+    const mark = new DirtyMark(storage, metadata.header);
+    this.#mark = mark;
     this.cache = new OrderedCache(storage, {
       budget: CACHE,
       unit: sliceSizeOf(geometry),
       guard: (at, length, rank) => {
         kinds.check(at, length, KIND_OF_RANK[rank]);
       },
+      markLate: mark.isLazy ? () => mark.set() : undefined,
       ...(options.brokenOrder === undefined ? {} : { brokenOrder: options.brokenOrder }),
     });
     const reach = (end: number): Promise<void> => this.#reach(end);
@@ -108,8 +113,9 @@ export class Qcow2Writer {
     const l1 = await L1Table.readWhole(storage, header.l1TableOffset, header.l1Size, clusterSize);
     const table = new Uint8Array(header.refcountTableClusters * clusterSize);
     await readPadded(storage, table, header.refcountTableOffset);
-    const kinds = new ClusterKinds(clusterSize);
+    const kinds = new ClusterKinds(clusterSize, options.overlapCheck);
     claimMetadata(kinds, metadata, l1, table);
+    if (options.overlapCheck === 'all') await claimSnapshots(kinds, storage, metadata);
     return new Qcow2Writer(storage, metadata, dataFile, l1, table, kinds, options);
   }
 
@@ -158,7 +164,7 @@ export class Qcow2Writer {
     );
     const entry = await this.editor.entry(first);
     this.#checkEntry(entry, first);
-    const host = this.#hostOf(entry, first);
+    const host = hostOf(entry, first, this.#external);
     if (host !== null && isCopied(entry)) {
       // The place is this image's own: data is written over, allocated zeroes become data.
       const zero = hasZeroFlag(entry);
@@ -166,7 +172,7 @@ export class Qcow2Writer {
       while (count < most) {
         const next = await this.editor.entry(first + count);
         this.#checkEntry(next, first + count);
-        const nextHost = this.#hostOf(next, first + count);
+        const nextHost = hostOf(next, first + count, this.#external);
         if (nextHost !== host + count * clusterSize || !isCopied(next) || hasZeroFlag(next) !== zero) break;
         count++;
       }
@@ -186,7 +192,7 @@ export class Qcow2Writer {
     while (old.length < most) {
       const next = await this.editor.entry(first + old.length);
       this.#checkEntry(next, first + old.length);
-      if (this.#hostOf(next, first + old.length) !== null && isCopied(next)) break;
+      if (hostOf(next, first + old.length, this.#external) !== null && isCopied(next)) break;
       old.push(next);
     }
     const { run, clean } = await this.#takeData(first, old.length);
@@ -232,7 +238,7 @@ export class Qcow2Writer {
       start: first * clusterSize,
       end: Math.min(placeEnd, size),
       padding: this.#external ? 0 : Math.max(0, placeEnd - size),
-      blank: old.every((entry) => this.#isBlank(entry)),
+      blank: old.every((entry) => isBlank(entry, this.#backed)),
       clean,
       commit: () =>
         this.mutex.run(async () => {
@@ -265,23 +271,9 @@ export class Qcow2Writer {
     giveEntry(entry, this.#metadata.geometry, this.allocator);
   }
 
-  /** Whether a standard cluster reads as zeroes. */
-  #isBlank(entry: L2Entry): boolean {
-    if (isCompressed(entry)) return false;
-    return hasZeroFlag(entry) || (!this.#backed && offsetOf(entry.hi, entry.lo) === 0 && !isCopied(entry));
-  }
-
   /** The storage through which the guest's bytes at a place are written: that of the data, or its decrypted view. */
   #view(guest: number, host: number): Storage {
     return this.#plain?.view(guest, host) ?? this.#data;
-  }
-
-  /** Where an entry points to, null for nowhere. Compressed clusters have no place of their own. */
-  #hostOf(entry: L2Entry, cluster: number): number | null {
-    if (isCompressed(entry)) return null;
-    const offset = offsetOf(entry.hi, entry.lo);
-    if (offset === 0) return this.#external && cluster === 0 && isCopied(entry) ? 0 : null;
-    return offset;
   }
 
   #checkEntry(entry: L2Entry, cluster: number): void {
@@ -311,7 +303,7 @@ export class Qcow2Writer {
     const bytes = Math.min(length, clusterSize - within);
     const entry = await this.editor.entry(cluster);
     this.#checkEntry(entry, cluster);
-    const host = this.#hostOf(entry, cluster);
+    const host = hostOf(entry, cluster, this.#external);
     const own = host !== null && isCopied(entry);
     if (own) await this.#reachData(host, clusterSize);
     // The subclusters that the request touches, and what they become.
@@ -438,10 +430,11 @@ export class Qcow2Writer {
     return this.mutex.run(() => this.#flush());
   }
 
-  async #flush(): Promise<void> {
+  /** `all`: refcounts too, where they may be written late. */
+  async #flush(all = false): Promise<void> {
     if (this.#external) await this.#data.flush();
     this.cache.noteWritten();
-    await this.cache.flush();
+    await (all ? this.cache.flushAll() : this.cache.flush());
     if (this.allocator.pending === 0) return;
     const { clusterSize } = this.#metadata.geometry;
     await this.allocator.settle(async ({ start, count }) => {
@@ -452,7 +445,7 @@ export class Qcow2Writer {
       const there = Math.min(count * clusterSize, this.#storage.size - at);
       if (this.#punch && there > 0) await this.#storage.discard(at, there);
     });
-    await this.cache.writeUpTo(Rank.REFCOUNT_BLOCK);
+    await this.cache.writeLowered();
   }
 
   /** Bytes from the start of the file that may be in use. */
@@ -469,8 +462,8 @@ export class Qcow2Writer {
         metadata: this.#metadata,
         external: this.#external,
         flush: async () => {
-          await this.#flush();
-          await this.cache.flush();
+          await this.#flush(true);
+          await this.cache.flushAll();
         },
         reach: (end) => this.#reach(end),
         takeData: (first, most) => this.#takeData(first, most),
@@ -487,8 +480,9 @@ export class Qcow2Writer {
   /** Flushes and cuts the file to what is used. */
   close(): Promise<void> {
     return this.mutex.run(async () => {
-      await this.#flush();
-      await this.cache.flush();
+      await this.#flush(true);
+      await this.cache.flushAll();
+      await this.#mark.clear();
       const end = alignUp(this.#usedEnd, 512);
       if (this.#storage.can.resize && end < this.#storage.size) {
         await this.#storage.resize(end);
