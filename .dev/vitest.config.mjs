@@ -6,7 +6,7 @@ const SLOW = [
   'test/differential/**',
   'test/fuzz/**',
   'test/convert/differential.test.ts',
-  'test/write/{model,interleaved,killed,crash,no-space}.test.ts',
+  'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
 ];
 const quick = process.env.SPINDLE_QUICK === '1';
 
