@@ -56,6 +56,8 @@ export {
   type FindSnapshotOptions,
   type SnapshotFileOptions,
 } from './op/snapshots.ts';
+export { changeBitmap, readBitmap, type BitmapAction, type BitmapFileOptions } from './op/bitmaps.ts';
+export type { GuestRange } from './format/qcow2/write/edit-bitmaps.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
 export type { ResizeOptions, ResizeTools } from './format/driver.ts';
 export type { OverlapCheck } from './format/qcow2/write/cluster-kinds.ts';

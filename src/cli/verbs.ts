@@ -7,18 +7,10 @@ export const VERBS: Readonly<Record<string, string>> = {
   convert: 'copy the disk of an image to another image',
   resize: 'change the size of a disk',
   snapshot: 'list, make, apply and delete internal snapshots',
+  bitmap: 'make, delete, merge and switch dirty bitmaps',
   doctor: 'tell what this host and a file system can do',
   completion: 'print a completion script for a shell',
 };
 
 /** Verbs of qemu-img that spindle does not have yet. */
-export const LATER: readonly string[] = [
-  'amend',
-  'bench',
-  'bitmap',
-  'commit',
-  'compare',
-  'dd',
-  'measure',
-  'rebase',
-];
+export const LATER: readonly string[] = ['amend', 'bench', 'commit', 'compare', 'dd', 'measure', 'rebase'];

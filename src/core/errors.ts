@@ -44,7 +44,8 @@ export type ErrorCode =
   | 'BAD_OPTION' // an option or a combination of options that makes no sense
   | 'BAD_SIZE'
   | 'UNKNOWN_FORMAT'
-  | 'SNAPSHOT_NOT_FOUND';
+  | 'SNAPSHOT_NOT_FOUND'
+  | 'BITMAP_NOT_FOUND';
 
 /** Where in an image something is wrong: the structure, its field, and the host offset in bytes. */
 export interface ErrorPlace {

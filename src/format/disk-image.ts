@@ -151,6 +151,7 @@ export class DiskImage implements Image {
         await this.#refuseSlow(at, start - at, how);
         await this.#refuseSlow(end, at + length - end, how);
       }
+      await this.driver.record?.(at, length);
       if (start < end && (await this.driver.zero(start, end - start, how))) {
         await this.#writeZeroes(at, start - at, how);
         await this.#writeZeroes(end, at + length - end, how);
@@ -162,6 +163,7 @@ export class DiskImage implements Image {
     this.#checkChange(at, length);
     await this.#exclusive(at, length, async () => {
       const { start, end } = this.#whole(at, length);
+      await this.driver.record?.(at, length);
       if (start < end) await this.driver.discard(start, end - start);
     });
   }

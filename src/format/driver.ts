@@ -79,6 +79,11 @@ export interface FormatDriver {
   map(at: number, length: number, precise?: boolean): Mapping | Promise<Mapping>;
   /** Fills `into` from compressed clusters, all of it within one run that `map` called compressed. */
   readCompressed(into: Uint8Array, at: number): Promise<void>;
+  /**
+   * The guest has asked to change a range, though perhaps nothing will come of all of it. Optional: for drivers that keep a
+   * record of such things. The other methods below record by themselves what they change.
+   */
+  record?(at: number, length: number): Promise<void>;
   /** Makes the start of the range writable in place. */
   ensureData(at: number, length: number): Promise<DataMapping>;
   /**

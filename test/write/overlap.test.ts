@@ -33,13 +33,18 @@ const FROM: Readonly<Record<MetadataKind, OverlapCheck>> = {
   'snapshot table': 'constant',
   'bitmap directory': 'constant',
   'encryption header': 'constant',
+  'bitmap table': 'cached',
+  'bitmap data': 'cached',
   'L2 table': 'cached',
   'refcount block': 'cached',
   'L1 table of a snapshot': 'cached',
   'L2 table of a snapshot': 'all',
 };
 
-type Target = Exclude<MetadataKind, 'bitmap directory' | 'encryption header'>;
+type Target = Exclude<
+  MetadataKind,
+  'bitmap directory' | 'bitmap table' | 'bitmap data' | 'encryption header'
+>;
 const TARGETS: readonly Target[] = [
   ...(['header', 'L1 table', 'refcount table', 'snapshot table', 'L2 table'] as const),
   ...(['refcount block', 'L1 table of a snapshot', 'L2 table of a snapshot'] as const),

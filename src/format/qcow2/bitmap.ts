@@ -1,11 +1,13 @@
 import { alignUp, divUp, isAligned } from '../../core/align.ts';
-import { getU64, textOf, viewOf } from '../../core/bytes.ts';
+import { getU64, setU64, textOf, viewOf } from '../../core/bytes.ts';
 import { formatError, isSpindleError, type SpindleError } from '../../core/errors.ts';
 import { BITMAP_TYPE_DIRTY, BitmapFlag, BitmapOffset, Limit } from './layout.ts';
 
 /** One persistent bitmap, as its directory entry tells. Offsets in bytes. */
 export interface BitmapEntry {
   readonly name: string;
+  /** The name as it stands in the directory. */
+  readonly nameBytes: Uint8Array;
   readonly tableOffset: number;
   /** Entries. */
   readonly tableSize: number;
@@ -46,8 +48,10 @@ export function decodeDirectory(
     if (entries.length === count) throw bad('more directory entries than bitmaps', offset + at);
     if (extraLength !== 0) throw bad('extra data that spindle does not know', offset + at);
     const nameAt = at + BitmapOffset.extra;
+    const nameBytes = bytes.slice(nameAt, nameAt + nameLength);
     const entry: BitmapEntry = {
-      name: textOf(bytes.subarray(nameAt, nameAt + nameLength)),
+      name: textOf(nameBytes),
+      nameBytes,
       tableOffset: tableOffset(view, at, offset),
       tableSize: view.getUint32(at + BitmapOffset.tableSize),
       flags: view.getUint32(at + BitmapOffset.flags),
@@ -72,8 +76,9 @@ export function decodeDirectory(
       virtualSize,
     );
     if (problem !== null) throw bad(problem, offset + at);
-    if (names.has(entry.name)) throw bad(`two bitmaps named '${entry.name}'`, offset + at);
-    names.add(entry.name);
+    const key = String.fromCharCode(...nameBytes);
+    if (names.has(key)) throw bad(`two bitmaps named '${entry.name}'`, offset + at);
+    names.add(key);
     entries.push(entry);
     at += length;
   }
@@ -81,6 +86,37 @@ export function decodeDirectory(
     throw bad(`${String(entries.length)} directory entries for ${String(count)} bitmaps`, offset);
   }
   return entries;
+}
+
+/** What a directory entry says of a bitmap. */
+export type BitmapFields = Pick<
+  BitmapEntry,
+  'nameBytes' | 'tableOffset' | 'tableSize' | 'flags' | 'granularityBits'
+>;
+
+/** Bytes of the directory entry of a bitmap with this name. */
+export function directoryEntrySize(nameBytes: Uint8Array): number {
+  return alignUp(BitmapOffset.extra + nameBytes.length, 8);
+}
+
+/** The bytes of a bitmap directory. */
+export function encodeDirectory(bitmaps: readonly BitmapFields[]): Uint8Array {
+  const bytes = new Uint8Array(
+    bitmaps.reduce((sum, { nameBytes }) => sum + directoryEntrySize(nameBytes), 0),
+  );
+  const view = viewOf(bytes);
+  let at = 0;
+  for (const bitmap of bitmaps) {
+    setU64(view, at + BitmapOffset.tableOffset, bitmap.tableOffset);
+    view.setUint32(at + BitmapOffset.tableSize, bitmap.tableSize);
+    view.setUint32(at + BitmapOffset.flags, bitmap.flags);
+    view.setUint8(at + BitmapOffset.type, BITMAP_TYPE_DIRTY);
+    view.setUint8(at + BitmapOffset.granularityBits, bitmap.granularityBits);
+    view.setUint16(at + BitmapOffset.nameLength, bitmap.nameBytes.length);
+    bytes.set(bitmap.nameBytes, at + BitmapOffset.extra);
+    at += directoryEntrySize(bitmap.nameBytes);
+  }
+  return bytes;
 }
 
 function tableOffset(view: DataView, at: number, offset: number): number {

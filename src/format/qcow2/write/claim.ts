@@ -1,24 +1,28 @@
 import { viewOf } from '../../../core/bytes.ts';
-import { isAligned } from '../../../core/align.ts';
+import { alignUp, isAligned } from '../../../core/align.ts';
 import { formatError } from '../../../core/errors.ts';
 import type { Storage } from '../../../core/storage.ts';
-import { TABLE_ENTRY } from '../layout.ts';
+import { hasCluster, readBitmapTable } from '../bitmap-table.ts';
+import type { BitmapEntry } from '../bitmap.ts';
+import { BitmapFlag, TABLE_ENTRY } from '../layout.ts';
 import type { Metadata } from '../metadata.ts';
 import { refcountBlockOffset } from '../refcount-table.ts';
 import { L1Table } from '../tables.ts';
 import type { ClusterKinds } from './cluster-kinds.ts';
 
 /**
- * Notes where the metadata of an image lies: what is known without reading more than is read at opening anyway.
- * @throws SpindleError CORRUPT when structures overlap, BAD_ENTRY, LIMIT
+ * Notes where the metadata of an image lies: what is known without reading more than is read at opening anyway, and what
+ * the tables of its bitmaps say.
+ * @throws SpindleError CORRUPT when structures overlap, BAD_ENTRY, BAD_BITMAP, LIMIT
  */
-export function claimMetadata(
+export async function claimMetadata(
   kinds: ClusterKinds,
   metadata: Metadata,
   l1: L1Table,
   refcountTable: Uint8Array,
-): void {
-  const { header, geometry, known, snapshots, snapshotTableSize } = metadata;
+  storage: Storage,
+): Promise<void> {
+  const { header, geometry, known, snapshots, snapshotTableSize, bitmaps } = metadata;
   const { clusterSize } = geometry;
   kinds.claim(0, clusterSize, 'header');
   kinds.claim(header.refcountTableOffset, refcountTable.length, 'refcount table');
@@ -27,7 +31,8 @@ export function claimMetadata(
   for (const { l1TableOffset, l1Size } of snapshots) {
     kinds.claim(l1TableOffset, l1Size * TABLE_ENTRY, 'L1 table of a snapshot');
   }
-  if (known.bitmaps !== undefined) {
+  // Bitmaps that are out of date have no place of their own any more.
+  if (known.bitmaps !== undefined && bitmaps.length > 0) {
     kinds.claim(known.bitmaps.directoryOffset, known.bitmaps.directorySize, 'bitmap directory');
   }
   if (known.crypto !== undefined) kinds.claim(known.crypto.offset, known.crypto.length, 'encryption header');
@@ -40,6 +45,34 @@ export function claimMetadata(
     const offset = l1.l2Offset(index);
     if (offset !== 0) kinds.claim(offset, clusterSize, 'L2 table');
   }
+  for (const bitmap of bitmaps) await claimBitmap(kinds, bitmap, clusterSize, storage);
+}
+
+/** What a bitmap that was in use says may be wrong: of it only what can be true is noted, and nothing is complained of. */
+async function claimBitmap(
+  kinds: ClusterKinds,
+  bitmap: BitmapEntry,
+  clusterSize: number,
+  storage: Storage,
+): Promise<void> {
+  const { name, tableOffset, tableSize, flags } = bitmap;
+  const inUse = (flags & BitmapFlag.IN_USE) !== 0;
+  const fileEnd = alignUp(storage.size, clusterSize);
+  const claim = (at: number, length: number, kind: 'bitmap table' | 'bitmap data'): boolean => {
+    let free = at + length <= fileEnd;
+    for (let part = at; free && part < at + length; part += clusterSize) {
+      free = kinds.kindAt(part) === undefined;
+    }
+    if (free) kinds.claim(at, length, kind);
+    else if (!inUse) {
+      const message = `bitmap '${name}' lies over other metadata, or past the end of the file; check the image`;
+      throw formatError('CORRUPT', kind, message, { offset: at });
+    }
+    return free;
+  };
+  if (!claim(tableOffset, alignUp(tableSize * TABLE_ENTRY, clusterSize), 'bitmap table')) return;
+  const table = await readBitmapTable(storage, bitmap, clusterSize, inUse ? 'clear' : 'refuse');
+  for (const entry of table) if (hasCluster(entry)) claim(entry, clusterSize, 'bitmap data');
 }
 
 /**

@@ -12,6 +12,8 @@ export type MetadataKind =
   | 'L1 table of a snapshot'
   | 'L2 table of a snapshot'
   | 'bitmap directory'
+  | 'bitmap table'
+  | 'bitmap data'
   | 'encryption header';
 
 const KINDS: readonly MetadataKind[] = [
@@ -24,6 +26,8 @@ const KINDS: readonly MetadataKind[] = [
   'L1 table of a snapshot',
   'L2 table of a snapshot',
   'bitmap directory',
+  'bitmap table',
+  'bitmap data',
   'encryption header',
 ];
 
@@ -41,6 +45,7 @@ const CONSTANT: readonly MetadataKind[] = [
 const CACHED: readonly MetadataKind[] = [
   ...CONSTANT,
   ...(['L2 table', 'refcount block', 'L1 table of a snapshot'] as const),
+  ...(['bitmap table', 'bitmap data'] as const),
 ];
 const CHECKED: Readonly<Record<OverlapCheck, readonly MetadataKind[]>> = {
   none: [],
@@ -103,6 +108,13 @@ export class ClusterKinds {
   /** Notes that a range holds no metadata any more. */
   release(at: number, length: number): void {
     this.#set(at, length, 0);
+  }
+
+  /** What the cluster at host offset `at` holds; undefined for guest data, and for what is not known. */
+  kindAt(at: number): MetadataKind | undefined {
+    const cluster = Math.floor(at / this.#clusterSize);
+    const number = Math.floor(cluster / PAGE);
+    return KINDS[(this.#pages.get(number)?.[cluster - number * PAGE] ?? 0) - 1];
   }
 
   /**

@@ -1,14 +1,14 @@
-import { viewOf } from '../../../core/bytes.ts';
 import type { Codec } from '../../../core/codec.ts';
 import { isSpindleError, SpindleError } from '../../../core/errors.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../../../core/storage.ts';
 import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeTools } from '../../driver.ts';
 import { Qcow2Driver } from '../driver.ts';
-import { Autoclear, Compatible, CryptMethod, HeaderOffset, Incompatible } from '../layout.ts';
+import { CryptMethod, Incompatible } from '../layout.ts';
 import { readMetadata, type Metadata } from '../metadata.ts';
-import { repairDirty } from '../repair/dirty.ts';
 import { checkCompressible, compressInOrder, compressorOf } from './compress.ts';
 import { setIncompatible } from './dirty-mark.ts';
+import { LiveBitmaps } from './live-bitmaps.ts';
+import { announceChanges, refuseUnsound, soundMetadata } from './open-header.ts';
 import { resizeQcow2 } from './resize.ts';
 import type { Reloadable, WriterOptions } from './whole.ts';
 import { Qcow2Writer } from './writer.ts';
@@ -56,9 +56,9 @@ export class Qcow2WriteDriver implements FormatDriver {
   }
 
   /**
-   * Opens an image for writing. Nothing on disk changes but feature bits that would become untrue, and the refcounts of
-   * an image that a program with lazy refcounts did not close: they are made anew from the tables.
-   * @throws SpindleError CORRUPT, DIRTY, UNSUPPORTED before anything is changed; BAD_ENTRY, LIMIT
+   * Opens an image for writing. Nothing on disk changes but what the header says of features and would become untrue, and
+   * the refcounts of an image that a program with lazy refcounts did not close: they are made anew from the tables.
+   * @throws SpindleError CORRUPT, DIRTY, ENCRYPTED before anything is changed; BAD_ENTRY, BAD_BITMAP, LIMIT
    */
   static async open(
     storage: Storage,
@@ -68,11 +68,11 @@ export class Qcow2WriteDriver implements FormatDriver {
     options: WriterOptions,
   ): Promise<Qcow2WriteDriver> {
     refuse(metadata, options.plain);
-    const dirty = (metadata.header.incompatible.lo & Incompatible.DIRTY) !== 0;
-    const sound = dirty ? await repairDirty(storage) : metadata;
-    const parts = await openParts(storage, sound, dataFile, codec, options);
-    await clearUnknownAutoclear(storage, sound);
-    return new Qcow2WriteDriver(storage, dataFile, codec, options, parts);
+    const sound = await soundMetadata(storage, metadata);
+    const all = { ...options, bitmaps: LiveBitmaps.of(storage, sound) };
+    const parts = await openParts(storage, sound, dataFile, codec, all);
+    await announceChanges(storage, sound);
+    return new Qcow2WriteDriver(storage, dataFile, codec, all, parts);
   }
 
   get size(): number {
@@ -101,6 +101,7 @@ export class Qcow2WriteDriver implements FormatDriver {
       const metadata = size === undefined ? found : { ...found, size };
       const options = { ...this.#options, usedEnd };
       this.#parts = await openParts(this.#storage, metadata, this.#dataFile, this.#codec, options);
+      if (size === undefined) this.#options.bitmaps?.resize(metadata.size);
     } catch (error) {
       // What is in memory may be out of date: nothing may be written any more.
       this.#broken ??= new SpindleError('IO', 'the image could not be read again after a change', {
@@ -122,8 +123,13 @@ export class Qcow2WriteDriver implements FormatDriver {
     return this.#reader.readCompressed(into, at);
   }
 
+  /** See {@link FormatDriver.record}: bitmaps have it in them when this has resolved. */
+  record(at: number, length: number): Promise<void> {
+    return this.#changing(at, length, () => Promise.resolve());
+  }
+
   async ensureData(at: number, length: number): Promise<DataMapping> {
-    const place = await this.#guarded(() => this.writer.ensureData(at, length));
+    const place = await this.#changing(at, length, () => this.writer.ensureData(at, length));
     return place.fresh === undefined ? place : { ...place, fresh: this.#guardedPlace(place.fresh) };
   }
 
@@ -136,7 +142,8 @@ export class Qcow2WriteDriver implements FormatDriver {
     checkCompressible(this.metadata, at, from.length);
     const { clusterSize } = this.metadata.geometry;
     const link = async (stream: Uint8Array, where: number): Promise<void> => {
-      const host = await this.#guarded(() => this.writer.compressedWrite(where / clusterSize, stream));
+      const write = (): Promise<number> => this.writer.compressedWrite(where / clusterSize, stream);
+      const host = await this.#changing(where, Math.min(clusterSize, this.size - where), write);
       this.#reader.forgetCompressed(host);
     };
     await compressInOrder(from, at, { clusterSize, compress: this.#compress, link, plain });
@@ -147,11 +154,11 @@ export class Qcow2WriteDriver implements FormatDriver {
   }
 
   zero(at: number, length: number, how: ZeroOptions = {}): Promise<boolean> {
-    return this.#guarded(() => this.writer.zero(at, length, how));
+    return this.#changing(at, length, () => this.writer.zero(at, length, how));
   }
 
   discard(at: number, length: number): Promise<void> {
-    return this.#guarded(() => this.writer.discard(at, length));
+    return this.#changing(at, length, () => this.writer.discard(at, length));
   }
 
   /** See {@link FormatDriver.resize}. @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT, NO_SPACE */
@@ -186,10 +193,28 @@ export class Qcow2WriteDriver implements FormatDriver {
 
   async close(): Promise<void> {
     try {
-      if (this.#broken === undefined) await this.writer.close();
+      if (this.#broken === undefined) await this.#closeWriter();
     } finally {
       await this.#reader.close();
     }
+  }
+
+  async #closeWriter(): Promise<void> {
+    // Bitmaps that cannot be stored stay marked as in use on disk; that is no reason to lose anything else.
+    try {
+      await this.#guarded(async () => this.#options.bitmaps?.store(this.writer));
+    } finally {
+      await this.writer.close();
+    }
+  }
+
+  /** Work that changes what the guest sees in a range. */
+  #changing<T>(at: number, length: number, work: () => Promise<T>): Promise<T> {
+    return this.#guarded(async () => {
+      const recorded = this.#options.bitmaps?.record(at, length);
+      if (recorded !== undefined) await recorded;
+      return work();
+    });
   }
 
   /** Damage that shows while writing marks the image corrupt and ends all writing: the next write could do harm. */
@@ -227,44 +252,12 @@ async function openParts(
   return { metadata, writer, reader };
 }
 
-/** @throws SpindleError CORRUPT, DIRTY, ENCRYPTED, UNSUPPORTED for an image that must not be written to as it is */
+/** @throws SpindleError CORRUPT, DIRTY, ENCRYPTED for an image that must not be written to as it is */
 function refuse(metadata: Metadata, plain: WriterOptions['plain']): void {
-  const { incompatible, compatible, cryptMethod } = metadata.header;
-  if ((incompatible.lo & Incompatible.CORRUPT) !== 0) {
-    throw new SpindleError(
-      'CORRUPT',
-      'the image is marked corrupt and must not be written to before it is repaired',
-    );
-  }
-  const isLazy = (compatible.lo & Compatible.LAZY_REFCOUNTS) !== 0;
-  // Lazy refcounts explain the mark; nobody knows what else a program may mean by it.
-  if ((incompatible.lo & Incompatible.DIRTY) !== 0 && !isLazy) {
-    throw new SpindleError(
-      'DIRTY',
-      'the image was not closed by the program that wrote it last, and its refcounts may be wrong: repair it first',
-    );
-  }
-  if (cryptMethod !== CryptMethod.NONE && plain === undefined) {
+  refuseUnsound(metadata);
+  if (metadata.header.cryptMethod !== CryptMethod.NONE && plain === undefined) {
     throw new SpindleError('ENCRYPTED', 'the image is encrypted and no secret was given');
   }
-  if (metadata.bitmaps.length > 0) {
-    throw new SpindleError(
-      'UNSUPPORTED',
-      'this version of spindle does not keep persistent bitmaps up to date, so it does not write to images that have them',
-    );
-  }
-}
-
-/** A program that does not know an autoclear feature has to say that it changed the image, by clearing its bit. */
-async function clearUnknownAutoclear(storage: Storage, metadata: Metadata): Promise<void> {
-  const { version, autoclear } = metadata.header;
-  if (version === 2) return;
-  const kept = (autoclear.lo & Autoclear.KNOWN) >>> 0;
-  if (autoclear.hi === 0 && kept === autoclear.lo) return;
-  const bytes = new Uint8Array(8);
-  viewOf(bytes).setUint32(4, kept);
-  await storage.write(bytes, HeaderOffset.autoclearFeatures);
-  await storage.flush();
 }
 
 /** Sets the corrupt bit. Version 2 has no place for it. */

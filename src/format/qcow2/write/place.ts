@@ -16,11 +16,29 @@ export async function placeTable(
   if (bytes.length === 0) return 0;
   const run = await writer.allocator.takeTogether(divUp(bytes.length, clusterSize));
   const at = run.start * clusterSize;
-  await whole.reach(at + run.count * clusterSize);
   writer.kinds.claimNew(at, run.count * clusterSize, kind);
-  await whole.storage.write(bytes, at);
+  try {
+    await whole.reach(at + run.count * clusterSize);
+    await whole.storage.write(bytes, at);
+  } catch (error) {
+    await takeTableBack(writer, whole, at, bytes.length);
+    throw error;
+  }
   writer.cache.noteWritten();
   return at;
+}
+
+/** Takes back a table that nothing on disk points to, nor ever did. */
+export async function takeTableBack(
+  writer: Qcow2Writer,
+  whole: WholeTables,
+  at: number,
+  length: number,
+): Promise<void> {
+  const { clusterSize } = whole.metadata.geometry;
+  const run = { start: at / clusterSize, count: divUp(length, clusterSize) };
+  writer.kinds.release(at, run.count * clusterSize);
+  await writer.allocator.takeBack(run);
 }
 
 /** Gives back the clusters of a table. */

@@ -25,6 +25,7 @@ const STEP = 64 * 1024 * 1024;
 export async function resizeQcow2(image: Reloadable, size: number, tools: ResizeTools): Promise<void> {
   const mode = await image.writer().alone((whole) => Promise.resolve(settle(whole, size, tools)));
   if (mode === null) return;
+  await image.writer().options.bitmaps?.prepareSize(size);
   try {
     if (mode === 'shrink') await shrink(image, size, tools);
     else await grow(image, size, tools, mode);
@@ -35,7 +36,7 @@ export async function resizeQcow2(image: Reloadable, size: number, tools: Resize
 
 /** What there is to do; null for nothing. Throws for what cannot be done. */
 function settle(whole: WholeTables, size: number, tools: ResizeTools): Qcow2Preallocation | 'shrink' | null {
-  const { header, geometry, snapshots, bitmaps, size: old } = whole.metadata;
+  const { header, geometry, snapshots, size: old } = whole.metadata;
   if (!Number.isSafeInteger(size) || size < 0 || size % SECTOR !== 0) {
     throw new SpindleError('BAD_SIZE', `the size of a qcow2 disk is a multiple of 512, not ${String(size)}`);
   }
@@ -46,7 +47,6 @@ function settle(whole: WholeTables, size: number, tools: ResizeTools): Qcow2Prea
       'version 2 images with snapshots keep their size: delete the snapshots',
     );
   }
-  if (bitmaps.length > 0) throw new SpindleError('UNSUPPORTED', 'images with bitmaps cannot be resized yet');
   const mode = tools.preallocation ?? 'off';
   if (size < old) {
     if (mode === 'off') return 'shrink';

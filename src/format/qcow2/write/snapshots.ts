@@ -14,6 +14,7 @@ import {
 import { L1Table } from '../tables.ts';
 import { clearFrom } from './clear.ts';
 import { giveTable, placeTable, switchL1 } from './place.ts';
+import { recordSwitch } from './record-switch.ts';
 import { Shadow, type SnapshotTablePlace } from './shadow.ts';
 import { encodeL1, NOTHING, Tree, type Skip } from './tree.ts';
 import type { Reloadable, WholeTables } from './whole.ts';
@@ -180,7 +181,8 @@ async function placeSnapshots(
 
 /**
  * Makes the active disk what it was at a snapshot, its size too; what the disk held is lost. The old tree stays whole
- * until one write to the header has put the new one in its place. Terms as for {@link createSnapshot}.
+ * until one write to the header has put the new one in its place. Enabled bitmaps record what differs. Terms as for
+ * {@link createSnapshot}.
  * @throws SpindleError UNSUPPORTED, BAD_SNAPSHOT, LIMIT, CORRUPT, BAD_ENTRY before anything is changed
  */
 export function applySnapshot(image: Reloadable, snapshot: Snapshot): Promise<void> {
@@ -196,6 +198,7 @@ export function applySnapshot(image: Reloadable, snapshot: Snapshot): Promise<vo
       index < active.entries && index < target.entries && active.l2Offset(index) === target.l2Offset(index);
     const tree = new Tree(writer, whole);
     await tree.checkRoom(target, both);
+    await recordSwitch(writer, whole, target, size);
     await tree.share(target, both);
     await whole.flush();
     const entries = Math.max(target.entries, l1SizeFor(geometry, size));

@@ -1,6 +1,7 @@
 import type { Storage } from '../../../core/storage.ts';
 import type { PlainData } from '../../crypto/encrypted-storage.ts';
 import type { Metadata } from '../metadata.ts';
+import type { LiveBitmaps } from './live-bitmaps.ts';
 import type { ClusterRun } from './allocator.ts';
 import type { OverlapCheck } from './cluster-kinds.ts';
 import type { Qcow2Writer } from './writer.ts';
@@ -46,6 +47,8 @@ export interface WriterOptions {
   readonly usedEnd?: number;
   /** What is looked at before every write. Default: cached. */
   readonly overlapCheck?: OverlapCheck | undefined;
+  /** The bitmaps of the image that record what is written; none where it has none. */
+  readonly bitmaps?: LiveBitmaps | undefined;
   /** For tests: write metadata in the wrong order. */
   readonly brokenOrder?: boolean;
 }

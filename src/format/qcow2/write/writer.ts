@@ -57,7 +57,7 @@ export class Qcow2Writer {
   readonly #metadata: Metadata;
   readonly #packer: StreamPacker;
   readonly #external: boolean;
-  readonly #punch: boolean;
+  readonly options: WriterOptions;
   readonly #plain: PlainData | undefined;
   readonly #backed: boolean;
   readonly #mark: DirtyMark;
@@ -77,7 +77,7 @@ export class Qcow2Writer {
     this.#data = dataFile ?? storage;
     this.#metadata = metadata;
     this.#external = (metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0;
-    this.#punch = options.punch ?? true;
+    this.options = options;
     this.#plain = options.plain;
     this.#backed = options.backed;
     this.#usedEnd = options.usedEnd ?? storage.size;
@@ -114,7 +114,7 @@ export class Qcow2Writer {
     const table = new Uint8Array(header.refcountTableClusters * clusterSize);
     await readPadded(storage, table, header.refcountTableOffset);
     const kinds = new ClusterKinds(clusterSize, options.overlapCheck);
-    claimMetadata(kinds, metadata, l1, table);
+    await claimMetadata(kinds, metadata, l1, table, storage);
     if (options.overlapCheck === 'all') await claimSnapshots(kinds, storage, metadata);
     return new Qcow2Writer(storage, metadata, dataFile, l1, table, kinds, options);
   }
@@ -443,7 +443,7 @@ export class Qcow2Writer {
       this.kinds.release(at, count * clusterSize);
       this.cache.drop(at, count * clusterSize);
       const there = Math.min(count * clusterSize, this.#storage.size - at);
-      if (this.#punch && there > 0) await this.#storage.discard(at, there);
+      if (this.options.punch !== false && there > 0) await this.#storage.discard(at, there);
     });
     await this.cache.writeLowered();
   }
