@@ -49,12 +49,17 @@ export async function changeBitmap(
 ): Promise<void> {
   await withBitmaps(path, { ...options, write: true }, (storage, metadata) =>
     editBitmaps(storage, metadata, async (editor) => {
-      for (const action of actions) await apply(editor, name, action);
+      for (const action of actions) await apply(editor, path, name, action);
     }),
   );
 }
 
-async function apply(editor: BitmapEditor, name: string, action: BitmapAction): Promise<void> {
+async function apply(
+  editor: BitmapEditor,
+  path: string,
+  name: string,
+  action: BitmapAction,
+): Promise<void> {
   switch (action.do) {
     case 'add':
       editor.add(name, action.granularity);
@@ -71,7 +76,7 @@ async function apply(editor: BitmapEditor, name: string, action: BitmapAction): 
       return;
     case 'merge': {
       const { source, from } = action;
-      if (from === undefined) await editor.merge(name, editor.read(source));
+      if (from === undefined || from.path === path) await editor.merge(name, editor.read(source));
       else {
         editor.read(name);
         await withBitmap(from.path, source, { format: from.format }, (bitmap) => editor.merge(name, bitmap));

@@ -7,10 +7,12 @@ import type { Image } from '../../src/format/image.ts';
 import { findSnapshot } from '../../src/format/qcow2/driver.ts';
 import { Qcow2WriteDriver } from '../../src/format/qcow2/write/driver.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from '../../src/format/qcow2/write/snapshots.ts';
+import { changeBitmap, type BitmapAction } from '../../src/op/bitmaps.ts';
 import { checkFile } from '../../src/op/check-file.ts';
 import { openImageFile } from '../../src/op/open.ts';
 import { qemuOptions, type GridPoint } from '../differential/grid.ts';
-import { applyStep, firstDifference, Model, randomStep } from './model.ts';
+import { BitmapModel, listed, ourRanges, qemuRanges } from './bitmaps.ts';
+import { applyStep, firstDifference, Model, patternOf, randomStep } from './model.ts';
 import * as qemu from './qemu.ts';
 import type { Random } from './random.ts';
 
@@ -20,6 +22,8 @@ export interface Mix {
   readonly resize: number;
   /** Steps that qemu-img does on the image between ours. */
   readonly qemu: number;
+  /** Changes of bitmaps, by us or by qemu; default none. */
+  readonly bitmaps?: number;
 }
 
 interface Kept {
@@ -38,6 +42,9 @@ export class History {
   image: Image;
   model: Model;
   snapshots: Kept[] = [];
+  bitmaps: BitmapModel[] = [];
+  /** Sectors that the disk has at most. */
+  readonly most: number;
   #names = 0;
 
   private constructor(
@@ -47,7 +54,9 @@ export class History {
     random: Random,
     image: Image,
     model: Model,
+    most: number,
   ) {
+    this.most = most;
     this.dir = dir;
     this.path = path;
     this.point = point;
@@ -57,9 +66,15 @@ export class History {
   }
 
   /** A new image made by qemu, some of it compressed, with a backing file that is shorter, longer or as long. */
-  static async make(dir: string, name: string, point: GridPoint, random: Random): Promise<History> {
+  static async make(
+    dir: string,
+    name: string,
+    point: GridPoint,
+    random: Random,
+    most = Math.min(4096, (point.clusterSize * 24) / 512),
+  ): Promise<History> {
     const path = join(dir, `${name}.qcow2`);
-    const size = random.between(16, Math.min(2048, (point.clusterSize * 12) / 512)) * 512;
+    const size = random.between(16, most / 2) * 512;
     const base = join(dir, `${name}.base`);
     if (point.backing !== 'none') {
       const baseSize = random.pick([size, Math.max(512, size - 8704), size + 65536]);
@@ -79,7 +94,7 @@ export class History {
     }
     if (steps.length > 0) await qemu.fill(path, steps);
     const image = await openImageFile(path, { format: 'qcow2', write: true });
-    return new History(dir, path, point, random, image, new Model(await readAll(image)));
+    return new History(dir, path, point, random, image, new Model(await readAll(image)), most);
   }
 
   /** One random step. */
@@ -89,11 +104,13 @@ export class History {
     if (dice < mix.snapshots) await this.#snapshotStep();
     else if (dice < mix.snapshots + mix.resize) await this.#resizeStep();
     else if (dice < mix.snapshots + mix.resize + mix.qemu) await this.#qemuStep();
+    else if (dice < mix.snapshots + mix.resize + mix.qemu + (mix.bitmaps ?? 0)) await this.#bitmapStep();
     else {
       if (this.model.size < 512) return;
       const step = randomStep(random, this.model.size, this.point.clusterSize);
       this.log.push(JSON.stringify(step));
       await applyStep(this.image, this.model, step);
+      if (step.do !== 'read' && 'at' in step) this.#mark(step.at, step.length);
       if (step.do === 'reopen') await this.#reopen();
     }
   }
@@ -102,6 +119,82 @@ export class History {
     await this.image.close();
     await between();
     this.image = await openImageFile(this.path, { format: 'qcow2', write: true });
+  }
+
+  #mark(at: number, length: number): void {
+    for (const bitmap of this.bitmaps) if (bitmap.enabled) bitmap.mark(at, length);
+  }
+
+  /** Changes a bitmap while the image is closed, or writes compressed clusters. */
+  async #bitmapStep(): Promise<void> {
+    const { random, point, path } = this;
+    if (point.version === 2) return;
+    if (random.chance(0.3)) return this.#compressedStep();
+    const chosen = this.bitmaps.length === 0 ? undefined : random.pick(this.bitmaps);
+    await this.#reopen(async () => {
+      if (chosen === undefined || (this.bitmaps.length < 5 && random.chance(0.4))) {
+        const granularity = random.pick([512, 1024, 4096, 16384, 65536, 1048576]);
+        await this.#changeBitmap(`b${String(this.#names++)}`, [{ do: 'add', granularity }]);
+        return;
+      }
+      const other = random.pick(this.bitmaps).name;
+      const actions = Array.from({ length: random.between(1, 3) }, (): BitmapAction =>
+        random.pick([
+          { do: 'clear' },
+          { do: 'disable' },
+          { do: 'enable' },
+          { do: 'merge', source: other },
+          { do: 'merge', source: other },
+        ] as const),
+      );
+      if (random.chance(0.15)) {
+        // All or nothing.
+        const failing: BitmapAction[] = [...actions, { do: 'merge', source: 'none' }];
+        await expect(changeBitmap(path, chosen.name, failing)).rejects.toMatchObject({
+          code: 'BITMAP_NOT_FOUND',
+        });
+        return;
+      }
+      if (random.chance(0.15)) actions.push({ do: 'remove' });
+      await this.#changeBitmap(chosen.name, actions);
+    });
+  }
+
+  async #changeBitmap(name: string, actions: readonly BitmapAction[]): Promise<void> {
+    const { random, path } = this;
+    const byQemu = random.chance(0.3);
+    this.log.push(`${byQemu ? 'qemu ' : ''}bitmap ${name} ${JSON.stringify(actions)}`);
+    if (!byQemu) await changeBitmap(path, name, actions);
+    else {
+      const words = actions.flatMap((action) => {
+        if (action.do === 'merge') return ['--merge', action.source];
+        if (action.do === 'add') return ['--add', '-g', String(action.granularity)];
+        return [`--${action.do}`];
+      });
+      await qemu.bitmap(path, name, words);
+    }
+    for (const action of actions) {
+      const bitmap = this.bitmaps.find((one) => one.name === name);
+      if (action.do === 'add')
+        this.bitmaps.push(new BitmapModel(name, action.granularity ?? 65536, this.model.size));
+      else if (action.do === 'remove') this.bitmaps = this.bitmaps.filter((one) => one !== bitmap);
+      else if (action.do === 'clear') bitmap?.bits.fill(0);
+      else if (action.do === 'merge') {
+        const source = this.bitmaps.find((one) => one.name === action.source);
+        if (source !== undefined) bitmap?.merge(source);
+      } else if (bitmap !== undefined) bitmap.enabled = action.do === 'enable';
+    }
+  }
+
+  async #compressedStep(): Promise<void> {
+    const { random, point, image, model } = this;
+    const at = random.below(Math.ceil(model.size / point.clusterSize)) * point.clusterSize;
+    const length = Math.min(model.size - at, point.clusterSize * random.between(1, 3));
+    this.log.push(`compressed ${String(at)} ${String(length)}`);
+    const bytes = random.chance(0.3) ? patternOf(random.u32(), length) : new Uint8Array(length).fill(0xc5);
+    await (image as DiskImage).writeCompressed(bytes, at);
+    model.bytes.set(bytes, at);
+    this.#mark(at, length);
   }
 
   async #snapshotStep(): Promise<void> {
@@ -126,7 +219,9 @@ export class History {
         const found = findSnapshot(driver.metadata.snapshots, kept.id);
         if (kind === 'apply') {
           await change((d) => d.changeSnapshots((w) => applySnapshot(w, found)));
+          const before = this.model.bytes;
           this.model = new Model(kept.bytes.slice());
+          await this.#adopt(before);
         } else {
           await change((d) => d.changeSnapshots((w) => deleteSnapshot(w, found)));
           this.snapshots = this.snapshots.filter((one) => one !== kept);
@@ -139,9 +234,36 @@ export class History {
     expect(image.size).toBe(this.model.size);
   }
 
+  /**
+   * After the disk has become another one: enabled bitmaps must have it in them where the two differ, and may have it
+   * where the two lie in different places; disabled ones say what they said.
+   */
+  async #adopt(before: Uint8Array): Promise<void> {
+    const { bytes } = this.model;
+    await this.#reopen(async () => {
+      for (const bitmap of this.bitmaps) {
+        bitmap.resize(bytes.length);
+        if (!bitmap.enabled) continue;
+        const found = new BitmapModel('', bitmap.granularity, bytes.length);
+        for (const range of (await ourRanges(this.path, bitmap.name)).split(' ')) {
+          const [at, length] = range.split('+').map(Number);
+          if (at !== undefined && length !== undefined) found.mark(at, length);
+        }
+        for (let at = 0; at < bytes.length; at += 512) {
+          const sector = bytes.subarray(at, at + 512);
+          if (at >= before.length || Buffer.compare(sector, before.subarray(at, at + 512)) !== 0)
+            bitmap.mark(at, 512);
+        }
+        bitmap.bits.forEach((bit, index) => {
+          if (bit !== 0) expect(found.bits[index], `bit ${String(index)} of ${bitmap.name}`).toBe(1);
+        });
+        bitmap.bits = found.bits;
+      }
+    });
+  }
+
   async #resizeStep(): Promise<void> {
-    const { random, point, image, model } = this;
-    const most = Math.min(4096, (point.clusterSize * 24) / 512);
+    const { random, point, image, model, most } = this;
     const size = random.chance(0.3)
       ? Math.max(512, model.size + random.pick([-512, 512, 1024, -1024, point.clusterSize]))
       : random.between(1, most) * 512;
@@ -154,6 +276,11 @@ export class History {
       if (!isSpindleError(error, 'UNSUPPORTED') || point.version === 3) throw error;
       this.log.push('(refused)');
       return;
+    }
+    for (const bitmap of this.bitmaps) {
+      // What is cut off is a change to the granule that stays in part.
+      if (bitmap.enabled && size < model.size) bitmap.mark(size, model.size - size);
+      bitmap.resize(size);
     }
     const bytes = new Uint8Array(size);
     bytes.set(model.bytes.subarray(0, size));
@@ -168,6 +295,8 @@ export class History {
       kept === undefined || random.chance(0.4) ? 'create' : random.pick(['apply', 'delete'] as const);
     // A cluster that holds several compressed streams has a reference from each, in each snapshot.
     if (point.refcountBits <= 4) return;
+    // qemu does not apply snapshots to images with bitmaps.
+    if (kind === 'apply' && this.bitmaps.length > 0) return;
     this.log.push(`qemu ${kind} ${kept?.id ?? ''}`);
     await this.#reopen(async () => {
       await this.#clean();
@@ -197,6 +326,7 @@ export class History {
     expect(difference, 'first byte that differs').toBe(-1);
     await this.image.close();
     await this.#clean();
+    await this.#judgeBitmaps();
     const raw = `${path}.raw`;
     writeFileSync(raw, model.bytes);
     expect(
@@ -222,6 +352,17 @@ export class History {
       }
     }
     for (const suffix of ['', '.raw', '.snapshot']) rmSync(path + suffix, { force: true });
+  }
+
+  async #judgeBitmaps(): Promise<void> {
+    const { path, model, bitmaps } = this;
+    const expected = bitmaps.map((bitmap) => bitmap.ranges(model.size));
+    expect(
+      (await listed(path)).map(({ name, granularity, flags }) => [name, granularity, flags]),
+    ).toEqual(bitmaps.map(({ name, granularity, enabled }) => [name, granularity, enabled ? ['auto'] : []]));
+    const names = bitmaps.map(({ name }) => name);
+    expect(await Promise.all(names.map((name) => ourRanges(path, name)))).toEqual(expected);
+    expect(await qemuRanges(path, names)).toEqual(expected);
   }
 
   /** Closes what is open. */

@@ -10,6 +10,9 @@ import { announceChanges, refuseUnsound, soundMetadata } from './open-header.ts'
 import { storeBitmaps } from './store-bitmaps.ts';
 import { Qcow2Writer } from './writer.ts';
 
+/** Bitmaps that an error message names at most. */
+const MOST_NAMED = 8;
+
 /** A guest range in bytes. */
 export interface GuestRange {
   readonly at: number;
@@ -45,10 +48,11 @@ export class BitmapEditor {
     const bytes = bytesOf(name);
     const found = this.states.find(({ nameBytes }) => sameBytes(nameBytes, bytes));
     if (found !== undefined) return found;
-    const names = this.states.map((state) => `'${state.name}'`).join(', ');
+    const names = this.states.slice(0, MOST_NAMED).map((state) => `'${state.name}'`);
+    if (this.states.length > MOST_NAMED) names.push('others');
     throw new SpindleError(
       'BITMAP_NOT_FOUND',
-      `no bitmap '${name}'; ${names === '' ? 'the image has none' : `the image has ${names}`}`,
+      `no bitmap '${name}'; the image has ${names.length === 0 ? 'none' : names.join(', ')}`,
     );
   }
 

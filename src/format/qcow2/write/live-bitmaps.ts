@@ -24,9 +24,12 @@ export class LiveBitmaps {
   readonly #marked = new Set<BitmapState>();
   #marking: Promise<void> | undefined;
   #allMarked = false;
+  /** Bytes of the disk. */
+  #size: number;
 
   private constructor(storage: Storage, metadata: Metadata) {
     this.#storage = storage;
+    this.#size = metadata.size;
     this.#clusterSize = metadata.geometry.clusterSize;
     this.#states = metadata.bitmaps.map((entry) => BitmapState.of(entry, metadata.size));
     this.#recording = this.#states.filter(({ enabled, inconsistent }) => enabled && !inconsistent);
@@ -38,12 +41,13 @@ export class LiveBitmaps {
   }
 
   /**
-   * Records that a guest range in bytes is about to change. When there is a promise the range must not change before it
-   * has resolved.
+   * Records that a guest range in bytes, which may pass the end of the disk, is about to change. When there is a promise
+   * the range must not change before it has resolved.
    */
   record(at: number, length: number): Promise<void> | undefined {
-    if (this.#recording.length === 0 || length === 0) return undefined;
-    for (const bitmap of this.#recording) bitmap.mark(at, length);
+    const there = Math.min(length, this.#size - at);
+    if (this.#recording.length === 0 || there <= 0) return undefined;
+    for (const bitmap of this.#recording) bitmap.mark(at, there);
     if (this.#allMarked) return undefined;
     this.#marking ??= this.#markInUse(this.#recording)
       .then(() => {
@@ -73,6 +77,7 @@ export class LiveBitmaps {
 
   /** Follows the disk to another size in bytes; see {@link prepareSize}. What it grows by is clear. */
   resize(size: number): void {
+    this.#size = size;
     for (const bitmap of this.#states) if (!bitmap.inconsistent) bitmap.resize(size);
   }
 

@@ -25,7 +25,10 @@ const STEP = 64 * 1024 * 1024;
 export async function resizeQcow2(image: Reloadable, size: number, tools: ResizeTools): Promise<void> {
   const mode = await image.writer().alone((whole) => Promise.resolve(settle(whole, size, tools)));
   if (mode === null) return;
-  await image.writer().options.bitmaps?.prepareSize(size);
+  const { bitmaps } = image.writer().options;
+  await bitmaps?.prepareSize(size);
+  // What is cut off changes before the size does.
+  if (mode === 'shrink') await bitmaps?.record(size, Infinity);
   try {
     if (mode === 'shrink') await shrink(image, size, tools);
     else await grow(image, size, tools, mode);
