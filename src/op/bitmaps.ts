@@ -54,12 +54,7 @@ export async function changeBitmap(
   );
 }
 
-async function apply(
-  editor: BitmapEditor,
-  path: string,
-  name: string,
-  action: BitmapAction,
-): Promise<void> {
+async function apply(editor: BitmapEditor, path: string, name: string, action: BitmapAction): Promise<void> {
   switch (action.do) {
     case 'add':
       editor.add(name, action.granularity);

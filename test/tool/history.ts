@@ -281,6 +281,7 @@ export class History {
       // What is cut off is a change to the granule that stays in part.
       if (bitmap.enabled && size < model.size) bitmap.mark(size, model.size - size);
       bitmap.resize(size);
+      if (bitmap.enabled) bitmap.mark(model.size, size - model.size);
     }
     const bytes = new Uint8Array(size);
     bytes.set(model.bytes.subarray(0, size));
@@ -357,9 +358,9 @@ export class History {
   async #judgeBitmaps(): Promise<void> {
     const { path, model, bitmaps } = this;
     const expected = bitmaps.map((bitmap) => bitmap.ranges(model.size));
-    expect(
-      (await listed(path)).map(({ name, granularity, flags }) => [name, granularity, flags]),
-    ).toEqual(bitmaps.map(({ name, granularity, enabled }) => [name, granularity, enabled ? ['auto'] : []]));
+    expect((await listed(path)).map(({ name, granularity, flags }) => [name, granularity, flags])).toEqual(
+      bitmaps.map(({ name, granularity, enabled }) => [name, granularity, enabled ? ['auto'] : []]),
+    );
     const names = bitmaps.map(({ name }) => name);
     expect(await Promise.all(names.map((name) => ourRanges(path, name)))).toEqual(expected);
     expect(await qemuRanges(path, names)).toEqual(expected);

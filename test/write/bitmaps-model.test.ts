@@ -5,7 +5,7 @@ import { History, type Mix } from '../tool/history.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 300);
+const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 150);
 const STEPS = 60;
 const MIXES: readonly Mix[] = [
   { snapshots: 0, resize: 0, qemu: 0, bitmaps: 0.3 },

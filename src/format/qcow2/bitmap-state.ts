@@ -69,7 +69,7 @@ export class BitmapState {
   mark(at: number, length: number): void {
     const from = Math.floor(at / this.granularity);
     const to = Math.min(this.#bits, divUp(at + length, this.granularity));
-    if (length > 0 && from < to) this.added.set(from, to);
+    if (length > 0) this.added.set(from, to);
   }
 
   /** Clears all bits. */

@@ -60,25 +60,30 @@ export class LiveBitmaps {
   }
 
   /**
-   * Gets ready for a disk of `size` bytes: bitmaps that will have another number of bits are marked as in use, because
-   * between the change of the size and that of the bitmaps they do not go together.
+   * Gets ready for a disk of `size` bytes: bitmaps that record, and those that will have another number of bits, are marked
+   * as in use, because between the change of the size and that of the bitmaps they do not go together.
    * @throws SpindleError LIMIT, UNSUPPORTED before anything is changed
    */
   async prepareSize(size: number): Promise<void> {
-    const changing = this.#states.filter((bitmap) => !bitmap.inconsistent && !bitmap.fits(size));
-    if (changing.length === 0) return;
-    if (size === 0)
+    if (size === this.#size) return;
+    const sound = this.#states.filter(({ inconsistent }) => !inconsistent);
+    if (size === 0 && sound.length > 0)
       throw new SpindleError('UNSUPPORTED', 'a disk of no bytes cannot have bitmaps: remove them first');
-    for (const bitmap of changing) {
-      checkBitmapSize(bitmap.name, size, bitmap.granularityBits, this.#clusterSize);
+    for (const { name, granularityBits } of sound) {
+      checkBitmapSize(name, size, granularityBits, this.#clusterSize);
     }
-    await this.#markInUse(changing);
+    await this.#markInUse(sound.filter((bitmap) => bitmap.enabled || !bitmap.fits(size)));
   }
 
-  /** Follows the disk to another size in bytes; see {@link prepareSize}. What it grows by is clear. */
+  /**
+   * Follows the disk to another size in bytes; see {@link prepareSize}. What it grows by is dirty in bitmaps that record: it
+   * may have held something before the disk was made smaller, and nothing on disk remembers that.
+   */
   resize(size: number): void {
+    const old = this.#size;
     this.#size = size;
     for (const bitmap of this.#states) if (!bitmap.inconsistent) bitmap.resize(size);
+    for (const bitmap of this.#recording) bitmap.mark(old, size - old);
   }
 
   async #markInUse(bitmaps: readonly BitmapState[]): Promise<void> {

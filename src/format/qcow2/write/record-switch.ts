@@ -25,10 +25,7 @@ export async function recordSwitch(
   const { l1Coverage, clusterSize, l2EntrySize, extendedL2 } = geometry;
   const next = alignDown(size, SECTOR);
   await bitmaps.prepareSize(next);
-  if (next > old) {
-    bitmaps.resize(next);
-    await bitmaps.record(old, next - old);
-  }
+  if (next > old) bitmaps.resize(next);
   const active = writer.editor.l1;
   const sliceSize = sliceSizeOf(geometry);
   const slice = async (table: number, at: number): Promise<DataView | null> =>

@@ -40,6 +40,7 @@ export async function storeBitmaps(
 ): Promise<void> {
   const { bitmaps: before, known } = whole.metadata;
   checkLimits(states);
+  if (states.length > 0) await checkHeaderRoom(whole);
   const work = new Placing(writer, whole);
   let fields: BitmapFields[];
   let place = { offset: 0, size: 0 };
@@ -51,7 +52,6 @@ export async function storeBitmaps(
       return;
     }
     if (fields.length > 0) {
-      await checkHeaderRoom(whole);
       const directory = encodeDirectory(fields);
       place = { offset: await work.place(directory, 'bitmap directory'), size: directory.length };
     }
