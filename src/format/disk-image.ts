@@ -300,7 +300,8 @@ export class DiskImage implements Image {
     // What runs still uses the storages.
     if (this.#moves) await this.#lock.run(0, Infinity, 'exclusive', () => Promise.resolve());
     const results = await Promise.allSettled([
-      this.driver.close().then(() => this.storage.close()),
+      // Also where the driver could not write all: the file must not stay locked.
+      this.driver.close().finally(() => this.storage.close()),
       this.backing?.close(),
     ]);
     for (const result of results) if (result.status === 'rejected') throw result.reason;

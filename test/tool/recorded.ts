@@ -145,6 +145,8 @@ export class Recorder {
     const used = how.between?.(storage) ?? new MemoryFile(storage);
     const driver = await Qcow2WriteDriver.open(used, await readMetadata(used, 'data'), null, nodeCodec, {
       backed: backing !== null,
+      // One L2 table at a time.
+      ...(options.refcountBits === 64 ? { atOnce: 0 } : {}),
       ...(how.brokenOrder === undefined ? {} : { brokenOrder: how.brokenOrder }),
     });
     return new Recorder(options, memory, storage, driver, backing, new Model(bytes));

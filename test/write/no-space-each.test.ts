@@ -4,10 +4,12 @@ import type { Storage } from '../../src/core/storage.ts';
 import { LUKS_DEFAULTS } from '../../src/format/crypto/cipher-spec.ts';
 import { addSlot, eraseSlots, readLuksPlace } from '../../src/format/crypto/luks-slots.ts';
 import { findKey } from '../../src/format/crypto/luks-key.ts';
+import { openImage } from '../../src/format/open.ts';
 import { createLuks } from '../../src/format/luks/create.ts';
 import { createQcow2, QCOW2_DEFAULTS } from '../../src/format/qcow2/create.ts';
 import { readMetadata } from '../../src/format/qcow2/metadata.ts';
 import { fault, type FaultLayer, type FaultOperation } from '../../src/layer/fault.ts';
+import { nodeCodec } from '../../src/native/codec.ts';
 import { nodeCrypto } from '../../src/native/crypto.ts';
 import { repair } from '../../src/op/repair.ts';
 import { MemoryStorage } from '../../src/storage/memory.ts';
@@ -214,6 +216,16 @@ describe('no space at any request of the rest', () => {
         expect(await opens(disk, old)).toBe(work === add);
       }
     }
+  });
+
+  it('closing an image that cannot write what it has closes its file all the same', async () => {
+    const past = await prepared('close', { clusterSize: 512 }, new Random(1));
+    const disk = fault(past.storage);
+    const image = await openImage(disk, { format: 'qcow2', codec: nodeCodec, write: true });
+    await image.write(new Uint8Array(5120).fill(1), 0);
+    disk.inject({ on: TAKING, code: 'NO_SPACE' });
+    await expect(image.close()).rejects.toMatchObject({ code: 'NO_SPACE' });
+    expect(past.storage.requests('close')).toEqual(['close']);
   });
 
   it('creating says so, in every mode', async () => {

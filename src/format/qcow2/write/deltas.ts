@@ -1,7 +1,7 @@
 /** Clusters that share one array. */
 const PAGE = 1024;
-/** Bytes of arrays above which the changes should be applied. */
-const LARGE = 32 * 1024 * 1024;
+/** Clusters that change at once when nobody says otherwise: 8 MiB of memory, and tens of MiB of new tables at most. */
+const MOST = 2 * 1024 * 1024;
 
 /** Changes to refcounts that are yet to be made: 4 bytes a cluster, in pages that exist where something changes. */
 export class Deltas {
@@ -11,14 +11,17 @@ export class Deltas {
   /** Numbers of the refcount blocks in which something changes, in the order in which that began; only ever grows. */
   readonly blocks: number[] = [];
 
-  /** `perBlock` is how many refcounts a refcount block holds. */
-  constructor(perBlock: number) {
+  readonly #most: number;
+
+  /** `perBlock` is how many refcounts a refcount block holds, `most` how many clusters there is room for. */
+  constructor(perBlock: number, most = MOST) {
     this.#perBlock = perBlock;
+    this.#most = most;
   }
 
-  /** Whether they take much memory. */
-  get large(): boolean {
-    return this.#pages.size * PAGE * Int32Array.BYTES_PER_ELEMENT > LARGE;
+  /** Whether the changes should be applied before there are more. */
+  get full(): boolean {
+    return this.#pages.size * PAGE > this.#most;
   }
 
   /** Adds `delta` to the change of a cluster. */

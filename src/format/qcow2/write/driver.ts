@@ -183,8 +183,8 @@ export class Qcow2WriteDriver implements FormatDriver {
   }
 
   #reloadable(): Reloadable {
-    const { punch = true } = this.#options;
-    return { writer: () => this.writer, reload: (size) => this.#reload(size), punch };
+    const { punch = true, atOnce } = this.#options;
+    return { writer: () => this.writer, reload: (size) => this.#reload(size), punch, atOnce };
   }
 
   flush(): Promise<void> {

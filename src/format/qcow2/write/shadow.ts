@@ -10,7 +10,7 @@ import type { MetadataKind } from './cluster-kinds.ts';
 import { Deltas } from './deltas.ts';
 import { isCompressed, readEntry } from './l2-editor.ts';
 import { Rank } from './ordered-cache.ts';
-import type { WholeTables } from './whole.ts';
+import type { Reloadable, WholeTables } from './whole.ts';
 import type { Qcow2Writer } from './writer.ts';
 
 /** The snapshot table that the header will name. */
@@ -42,22 +42,20 @@ export class Shadow {
   readonly #usedEnd: number;
   readonly #punch: boolean;
   #cursor = 0;
-  /** The header may name what was written. */
   #shown = false;
 
-  /** `punch`: give the space of what is left behind back to the host. */
-  constructor(writer: Qcow2Writer, whole: WholeTables, punch: boolean) {
+  constructor(writer: Qcow2Writer, whole: WholeTables, { punch, atOnce }: Reloadable) {
     this.#punch = punch;
     this.#writer = writer;
     this.#whole = whole;
     this.#l1 = writer.editor.l1;
-    this.#deltas = new Deltas(whole.metadata.geometry.refcountsPerBlock);
+    this.#deltas = new Deltas(whole.metadata.geometry.refcountsPerBlock, atOnce);
     this.#usedEnd = writer.usedEnd;
   }
 
   /** Whether so much has gathered in memory that it should be committed. */
   get full(): boolean {
-    return this.#deltas.large;
+    return this.#deltas.full;
   }
 
   /** Adds `delta` to the refcounts of clusters. */
@@ -202,6 +200,11 @@ export class Shadow {
       const length = Math.min((start + count) * clusterSize, storage.size) - start * clusterSize;
       if (length > 0) await storage.discard(start * clusterSize, length);
     }
+  }
+
+  /** Whether the header may name what was written: then nothing can be taken back. */
+  get shown(): boolean {
+    return this.#shown;
   }
 
   /** After a failure: takes back the room that the file was given, unless the header may name what lies there. */

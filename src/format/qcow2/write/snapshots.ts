@@ -144,7 +144,7 @@ async function inShadows(
   for (let begun = false, done = false; !done; begun = true) {
     const writer = image.writer();
     await writer.alone(async (whole) => {
-      const shadow = new Shadow(writer, whole, image.punch);
+      const shadow = new Shadow(writer, whole, image);
       const scene = { whole, shadow, tree: new Tree(writer, whole), l1: writer.editor.l1 };
       try {
         let place = begun ? undefined : await tables.first?.(scene);
@@ -155,6 +155,8 @@ async function inShadows(
         await shadow.commit(place);
         progress.next = index;
       } catch (error) {
+        // Nobody knows which of the two the disk holds: what was done before must stay.
+        if (shadow.shown) progress.next = 0;
         await shadow.abandon();
         throw error;
       }

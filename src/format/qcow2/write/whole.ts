@@ -33,6 +33,8 @@ export interface Reloadable {
   reload(size?: number): Promise<void>;
   /** Give the space of freed clusters back to the host. */
   readonly punch: boolean;
+  /** See {@link WriterOptions.atOnce}. */
+  readonly atOnce: number | undefined;
 }
 
 /** How the writer of an image works. */
@@ -49,6 +51,8 @@ export interface WriterOptions {
   readonly overlapCheck?: OverlapCheck | undefined;
   /** The bitmaps of the image that record what is written; none where it has none. */
   readonly bitmaps?: LiveBitmaps | undefined;
+  /** For tests: how many clusters a snapshot operation changes at once. Default: as many as do not take much memory. */
+  readonly atOnce?: number;
   /** For tests: write metadata in the wrong order. */
   readonly brokenOrder?: boolean;
 }
