@@ -160,12 +160,13 @@ async function planOf(storage: MemoryStorage): Promise<RepairPlan> {
   return planRepair(storage, await readMetadata(storage, 'check'), 'all');
 }
 
-/** Cuts the power everywhere in a repair. `reorder` may break its order. */
+/** Cuts the power everywhere in a repair. `reorder` may break its order; `alsoHolds` of each once it is repaired. */
 export async function expectSafe(
   bytes: Uint8Array,
   what: string,
   random: Random,
   reorder: (plan: RepairPlan) => RepairPlan = (plan) => plan,
+  alsoHolds: (repaired: Uint8Array) => Promise<void> = () => Promise.resolve(),
 ): Promise<void> {
   const storage = MemoryStorage.from(bytes);
   const plan = reorder(await planOf(storage));
@@ -183,5 +184,6 @@ export async function expectSafe(
     expect(done.after.corruptions, message).toBeLessThanOrEqual(goal.after.corruptions);
     expect(done.after.checkErrors, message).toBe(0);
     expectKept(before, await contentOf(again.toBytes()), `${message}, repaired`);
+    await alsoHolds(again.toBytes());
   }
 }

@@ -37,6 +37,7 @@ export interface Header {
   /** Clusters. */
   readonly refcountTableClusters: number;
   readonly nbSnapshots: number;
+  /** Infinity for 2^53 or more, which only a check opens. */
   readonly snapshotsOffset: number;
   readonly incompatible: FeatureWord;
   readonly compatible: FeatureWord;
@@ -72,6 +73,12 @@ function u64(view: DataView, field: keyof typeof HeaderOffset, what: string): nu
     if (!isSpindleError(error, 'LIMIT')) throw error;
     throw bad('LIMIT', field, `${what} is 2^53 bytes or more`);
   }
+}
+
+/** What a check can report on must not fail here: {@link checkGeometry} refuses Infinity otherwise. */
+function u64OrInfinity(view: DataView, field: keyof typeof HeaderOffset): number {
+  const at = HeaderOffset[field];
+  return view.getUint32(at) > 0x1f_ffff ? Infinity : getU64(view, at);
 }
 
 function featureWord(view: DataView, at: number): FeatureWord {
@@ -161,7 +168,7 @@ export function decodeHeader(bytes: Uint8Array, fileLength: number): Header {
     refcountTableOffset: u64(view, 'refcountTableOffset', 'the offset of the refcount table'),
     refcountTableClusters: view.getUint32(HeaderOffset.refcountTableClusters),
     nbSnapshots: view.getUint32(HeaderOffset.nbSnapshots),
-    snapshotsOffset: u64(view, 'snapshotsOffset', 'the offset of the snapshot table'),
+    snapshotsOffset: u64OrInfinity(view, 'snapshotsOffset'),
     incompatible,
     compatible: isV3 ? featureWord(view, HeaderOffset.compatibleFeatures) : none,
     autoclear: isV3 ? featureWord(view, HeaderOffset.autoclearFeatures) : none,
@@ -222,6 +229,8 @@ export function checkGeometry(header: Header, purpose: Purpose): void {
   if (header.nbSnapshots > Limit.SNAPSHOTS && purpose !== 'check') {
     throw bad('LIMIT', 'nbSnapshots', `${String(header.nbSnapshots)} snapshots; the format allows 65536`);
   }
+  if (header.snapshotsOffset === Infinity && purpose !== 'check')
+    throw bad('LIMIT', 'snapshotsOffset', 'the offset of the snapshot table is 2^53 bytes or more');
   // The offset counts even where there is no snapshot.
   if (!isAligned(header.snapshotsOffset, clusterSize) && purpose !== 'check') {
     throw bad('BAD_SNAPSHOT', 'snapshotsOffset', 'the snapshot table is not cluster aligned');

@@ -180,7 +180,7 @@ async function readSnapshots(
 function checkSnapshotPlace(header: Header): void {
   if (header.nbSnapshots > Limit.SNAPSHOTS)
     throw badSnapshot('more than 65536 snapshots', header.snapshotsOffset);
-  if (!isAligned(header.snapshotsOffset, 2 ** header.clusterBits)) {
+  if (header.snapshotsOffset === Infinity || !isAligned(header.snapshotsOffset, 2 ** header.clusterBits)) {
     throw badSnapshot('not cluster aligned', header.snapshotsOffset);
   }
 }

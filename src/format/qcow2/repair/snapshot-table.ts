@@ -40,7 +40,7 @@ export async function mendSnapshots(
 ): Promise<SnapshotMending | null> {
   const problem = metadata.snapshotProblem;
   // What cannot be read now may be read another time.
-  if (metadata.header.nbSnapshots === 0 || (problem !== null && problem.code === 'IO')) return null;
+  if (problem?.code === 'IO') return null;
   const fileSize = alignUp(storage.size, SECTOR);
   if (problem === null && metadata.snapshots.every((one) => isSound(one, metadata, fileSize))) return null;
   const scan = await scanImage(storage, withSnapshots(metadata, [], 0, 0), 'all', options.signal);
@@ -83,7 +83,8 @@ export async function mendSnapshots(
 
 /** Whether nothing is wrong with the entry that a repair of the table would mend. `fileSize` in whole sectors. */
 function isSound(snapshot: Snapshot, { header, geometry }: Metadata, fileSize: number): boolean {
-  const { l1TableOffset: at, l1Size, extra } = snapshot;
+  const { l1TableOffset: at, l1Size, extra, id, name } = snapshot;
+  if (id === '' || `${id}${name}`.includes('\0')) return false;
   if (header.version === 3 && extra.length < SnapshotExtra.icount) return false;
   if (!isAligned(at, geometry.clusterSize) || l1Size * TABLE_ENTRY > Limit.L1_TABLE) return false;
   if (l1Size === 0) return true;
