@@ -42,11 +42,14 @@ export async function mendSnapshots(
   // What cannot be read now may be read another time.
   if (problem?.code === 'IO') return null;
   const fileSize = alignUp(storage.size, SECTOR);
-  if (problem === null && metadata.snapshots.every((one) => isSound(one, metadata, fileSize))) return null;
+  const isSound = (one: Snapshot): boolean => isSoundEntry(one, metadata, fileSize);
+  if (problem === null && metadata.snapshots.every(isSound) && (await holdL1s(storage, metadata)))
+    return null;
   const scan = await scanImage(storage, withSnapshots(metadata, [], 0, 0), 'all', options.signal);
   if (scan.context.externalData) return null;
   const found = await new Finder(storage, metadata, scan).find();
   const { kept, changes } = found;
+  if (problem === null && changes.mended.length === 0 && changes.dropped.length === 0) return null;
   const bytes = newTable(kept, metadata);
   if (bytes.length === 0)
     return {
@@ -82,13 +85,48 @@ export async function mendSnapshots(
 }
 
 /** Whether nothing is wrong with the entry that a repair of the table would mend. `fileSize` in whole sectors. */
-function isSound(snapshot: Snapshot, { header, geometry }: Metadata, fileSize: number): boolean {
+function isSoundEntry(snapshot: Snapshot, { header, geometry }: Metadata, fileSize: number): boolean {
   const { l1TableOffset: at, l1Size, extra, id, name } = snapshot;
   if (id === '' || `${id}${name}`.includes('\0')) return false;
   if (header.version === 3 && extra.length < SnapshotExtra.icount) return false;
   if (!isAligned(at, geometry.clusterSize) || l1Size * TABLE_ENTRY > Limit.L1_TABLE) return false;
   if (l1Size === 0) return true;
   return at >= geometry.clusterSize && at + l1Size * TABLE_ENTRY - fileSize < geometry.clusterSize;
+}
+
+/** Bytes of L1 tables that are looked at to see whether they are such at most: snapshots may claim more than there is. */
+const LOOKED_AT = 2 ** 30;
+
+/** Whether L1 tables are where the entries say. */
+async function holdL1s(storage: Storage, { snapshots, geometry }: Metadata): Promise<boolean> {
+  const seen = new Set<string>();
+  let budget = LOOKED_AT;
+  for (const { l1TableOffset, l1Size } of snapshots) {
+    const key = `${String(l1TableOffset)} ${String(l1Size)}`;
+    if (seen.has(key) || budget < 0) continue;
+    seen.add(key);
+    const bytes = await readAvailable(storage, l1TableOffset, l1Size * TABLE_ENTRY);
+    if (l1Kind(bytes, geometry.clusterSize, storage.size) === 'no') return false;
+    budget -= bytes.length;
+  }
+  return true;
+}
+
+/**
+ * What these bytes are as an L1 table: `yes` when all that they point to is aligned and in the file, `no` when most of it
+ * is not, `damaged` in between.
+ */
+function l1Kind(bytes: Uint8Array, clusterSize: number, fileSize: number): 'yes' | 'damaged' | 'no' {
+  const view = viewOf(bytes);
+  let [bad, filled] = [0, 0];
+  for (let at = 0; at + TABLE_ENTRY <= bytes.length; at += TABLE_ENTRY) {
+    const [hi, lo] = [view.getUint32(at), view.getUint32(at + 4)];
+    if (hi === 0 && lo === 0) continue;
+    filled++;
+    const isAside = (lo & (clusterSize - 1) & ~511) !== 0;
+    if (l1Reserved(hi, lo) || isAside || offsetOf(hi, lo) >= fileSize) bad++;
+  }
+  return bad === 0 ? 'yes' : bad * 2 > filled ? 'no' : 'damaged';
 }
 
 /** The metadata with another snapshot table. */
@@ -272,7 +310,10 @@ class Finder {
       result = edited(result, { entries });
       mended.push(`its L1 table has ${String(entries)} entries, not ${String(l1Size)}`);
     }
-    if ((suspect || result !== entry) && !(await this.#isL1(result.snapshot))) {
+    const belief = await this.#belief(result.snapshot);
+    // A table at its place may be damaged; one that was only guessed must be one and belong to nobody else.
+    const needsProof = suspect || result !== entry;
+    if (needsProof ? belief.kind !== 'yes' || !belief.isOwn : belief.kind === 'no' && !belief.isOwn) {
       const why = `no L1 table of its own is at ${hex(result.snapshot.l1TableOffset)}`;
       return this.#drop(entry, why);
     }
@@ -290,22 +331,19 @@ class Finder {
     return Math.min(l1SizeFor(geometry, diskSize ?? size) + l1SizeFor(geometry, vmStateSize), most);
   }
 
-  /** Whether an L1 table that is nobody else's is where the snapshot says. */
-  async #isL1({ l1TableOffset, l1Size }: Snapshot): Promise<boolean> {
+  /** How sure it is that a snapshot's L1 table is where it says. */
+  async #belief({
+    l1TableOffset,
+    l1Size,
+  }: Snapshot): Promise<{ kind: ReturnType<typeof l1Kind>; isOwn: boolean }> {
     const { clusterSize } = this.#metadata.geometry;
-    const fileSize = this.#storage.size;
     const bytes = await readAvailable(this.#storage, l1TableOffset, l1Size * TABLE_ENTRY);
+    let isOwn = true;
     for (let at = 0; at < bytes.length; at += clusterSize) {
       const cluster = (l1TableOffset + at) / clusterSize;
-      if (this.#isTaken(cluster) || !this.#looksExclusive(cluster)) return false;
+      if (this.#isTaken(cluster) || !this.#looksExclusive(cluster)) isOwn = false;
     }
-    const view = viewOf(bytes);
-    for (let at = 0; at + TABLE_ENTRY <= bytes.length; at += TABLE_ENTRY) {
-      const [hi, lo] = [view.getUint32(at), view.getUint32(at + 4)];
-      const offset = offsetOf(hi, lo);
-      if (l1Reserved(hi, lo) || !isAligned(offset, clusterSize) || offset >= fileSize) return false;
-    }
-    return true;
+    return { isOwn, kind: l1Kind(bytes, clusterSize, this.#storage.size) };
   }
 
   /** The entry, with its L1 table where the file does not hold all of that. */
