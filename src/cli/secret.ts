@@ -19,12 +19,41 @@ export interface SecretFlags {
   readonly secretFile?: string | undefined;
 }
 
-/** The objects of `--object`, by their ids. @throws SpindleError BAD_OPTION, UNSUPPORTED */
+/** The objects of `--object`, by their ids. @throws SpindleError BAD_OPTION */
 export function secretObjects(objects: readonly string[]): ReadonlyMap<string, SecretObject> {
-  return new Map(objects.map(parseObject));
+  const described = new Map(objects.map(parseObject).map((one) => [one.id, one]));
+  for (const { id, keyid } of described.values()) {
+    if (keyid === undefined) continue;
+    const key = described.get(keyid);
+    if (key === undefined) throw bad(`the secret '${id}' has a keyid that no other object has`);
+    // One step, as keys are plain secrets in practice: no chain, so no circle.
+    if (key.keyid !== undefined) throw bad(`the key of the secret '${id}' is encrypted itself`);
+  }
+  return new Map([...described].map(([id, one]) => [id, () => bytesOfSecret(one, described)]));
 }
 
-function parseObject(text: string): [string, SecretObject] {
+/** The only secret that there is, those aside that others are encrypted with. */
+function onlySecret(objects: readonly string[]): SecretObject | undefined {
+  const described = objects.map(parseObject);
+  const keys = new Set(described.map(({ keyid }) => keyid));
+  const [only, ...others] = described.filter(({ id }) => !keys.has(id));
+  return only === undefined || others.length > 0 ? undefined : secretObjects(objects).get(only.id);
+}
+
+/** What `--object secret` says. */
+interface Described {
+  readonly id: string;
+  readonly data: string | undefined;
+  readonly file: string | undefined;
+  readonly format: 'raw' | 'base64';
+  /** The secret that this one is encrypted with, and the initial vector in base64. */
+  readonly keyid: string | undefined;
+  readonly iv: string | undefined;
+}
+
+const PROPERTIES = ['id', 'data', 'file', 'format', 'keyid', 'iv'];
+
+function parseObject(text: string): Described {
   const [type, ...rest] = elementsOf(text);
   const name = type?.name === 'qom-type' ? type.value : type?.value === undefined ? type?.name : undefined;
   if (name !== 'secret') throw bad('spindle knows objects of the type secret only: secret,id=NAME,file=PATH');
@@ -32,13 +61,10 @@ function parseObject(text: string): [string, SecretObject] {
   for (const { name: key, value } of rest) {
     if (value === undefined)
       throw bad('a secret is written as secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT');
-    if (key === 'keyid' || key === 'iv')
-      throw new SpindleError(
-        'UNSUPPORTED',
-        '--object secret: secrets that are encrypted themselves are not supported',
+    if (!PROPERTIES.includes(key))
+      throw bad(
+        'a secret has the properties id, file, data, format, keyid and iv; double a comma inside a value',
       );
-    if (!['id', 'data', 'file', 'format'].includes(key))
-      throw bad('a secret has the properties id, file, data and format; double a comma inside a value');
     values.set(key, value);
   }
   const id = values.get('id');
@@ -48,13 +74,56 @@ function parseObject(text: string): [string, SecretObject] {
     throw bad(`the secret '${id}' needs either file or data`);
   if (format !== 'raw' && format !== 'base64')
     throw bad(`the format of the secret '${id}' must be raw or base64`);
-  return [
-    id,
-    async () => {
-      const bytes = file === undefined ? bytesOf(data ?? '') : await readSecret(file);
-      return format === 'raw' ? bytes : decodeBase64(bytes, id);
-    },
-  ];
+  const [keyid, iv] = [values.get('keyid'), values.get('iv')];
+  if ((keyid === undefined) !== (iv === undefined))
+    throw bad(`the secret '${id}' needs both keyid and iv where it is encrypted itself`);
+  return { id, data, file, format, keyid, iv };
+}
+
+async function bytesOfSecret(
+  { id, data, file, format, keyid, iv }: Described,
+  all: ReadonlyMap<string, Described>,
+): Promise<Uint8Array> {
+  const bytes = file === undefined ? bytesOf(data ?? '') : await readSecret(file);
+  const plain = format === 'raw' ? bytes : decodeBase64(bytes, id);
+  const key = keyid === undefined ? undefined : all.get(keyid);
+  if (key === undefined) return plain;
+  try {
+    const opener = await bytesOfSecret(key, all);
+    try {
+      return await decryptSecret(id, plain, opener, decodeBase64(bytesOf(iv ?? ''), id));
+    } finally {
+      wipe(opener);
+    }
+  } finally {
+    wipe(plain);
+  }
+}
+
+/** Bytes of a block, and of the initial vector; bytes of a key. */
+const [BLOCK, KEY] = [16, 32];
+
+/** A secret that is encrypted with AES-256 in CBC mode, padded up to whole blocks, as QEMU takes them. */
+async function decryptSecret(
+  id: string,
+  bytes: Uint8Array,
+  key: Uint8Array,
+  iv: Uint8Array,
+): Promise<Uint8Array> {
+  if (key.length !== KEY) throw bad(`the key of the secret '${id}' must have 32 bytes`);
+  if (iv.length !== BLOCK) throw bad(`the iv of the secret '${id}' must be 16 bytes in base64`);
+  if (bytes.length === 0 || bytes.length % BLOCK !== 0)
+    throw bad(`the secret '${id}' is not encrypted as its keyid says: it has no whole blocks of 16 bytes`);
+  const { createDecipheriv } = await import('node:crypto');
+  const decipher = createDecipheriv('aes-256-cbc', key, iv).setAutoPadding(false);
+  const padded = decipher.update(bytes);
+  try {
+    const padding = padded.at(-1) ?? 0;
+    if (padding > BLOCK) throw bad(`the secret '${id}' cannot be decrypted: the key, or the iv, is another`);
+    return new Uint8Array(padded.subarray(0, padded.length - padding));
+  } finally {
+    wipe(padded);
+  }
 }
 
 function elementsOf(text: string): Listed[] {
@@ -66,18 +135,45 @@ function elementsOf(text: string): Listed[] {
   }
 }
 
+const BASE64 = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/';
+const BLANKS = ' \t\r\n';
+
+/** Decodes, and wipes `bytes`. By hand, because texts cannot be wiped. */
 function decodeBase64(bytes: Uint8Array, id: string): Uint8Array {
-  const text = Buffer.from(bytes).toString('latin1').replace(/\s/g, '');
-  wipe(bytes);
-  if (!/^[A-Za-z0-9+/]*={0,2}$/.test(text) || text.length % 4 !== 0)
-    throw bad(`the secret '${id}' is not base64`);
-  return new Uint8Array(Buffer.from(text, 'base64'));
+  const decoded = new Uint8Array(Math.floor((bytes.length * 3) / 4));
+  try {
+    let [bits, held, length, padding, digits] = [0, 0, 0, 0, 0];
+    for (const byte of bytes) {
+      const letter = String.fromCharCode(byte);
+      if (BLANKS.includes(letter)) continue;
+      const value = BASE64.indexOf(letter);
+      if (letter === '=') padding++;
+      if ((value < 0 && letter !== '=') || (value >= 0 && padding > 0) || padding > 2)
+        throw bad(`the secret '${id}' is not base64`);
+      digits++;
+      if (value < 0) continue;
+      held = (held * 64 + value) % 2 ** 16;
+      bits += 6;
+      if (bits < 8) continue;
+      bits -= 8;
+      decoded[length++] = Math.floor(held / 2 ** bits) % 256;
+    }
+    if (digits % 4 !== 0) throw bad(`the secret '${id}' is not base64`);
+    return decoded.slice(0, length);
+  } finally {
+    wipe(bytes, decoded);
+  }
 }
 
 /** The exact bytes of a file: a line end at its end belongs to the secret. */
 async function readSecret(file: string): Promise<Uint8Array> {
   try {
-    return new Uint8Array(await fs.readFile(file));
+    const bytes = await fs.readFile(file);
+    try {
+      return new Uint8Array(bytes);
+    } finally {
+      wipe(bytes);
+    }
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     const kind = code === 'ENOENT' ? 'NOT_FOUND' : code === 'EACCES' ? 'PERMISSION' : 'IO';
@@ -104,9 +200,8 @@ export function secretSource(flags: SecretFlags, id?: string, fresh = false): Se
   return async ({ name }) => {
     if (chosen !== undefined) return chosen();
     if (flags.secretFile !== undefined) return readSecret(flags.secretFile);
-    const [only, ...others] = objects.values();
-    if (only !== undefined && others.length === 0) return only();
-    return askSecret(name, fresh);
+    const only = onlySecret(flags.object);
+    return only === undefined ? askSecret(name, fresh) : only();
   };
 }
 

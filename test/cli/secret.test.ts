@@ -1,3 +1,4 @@
+import { createCipheriv, randomBytes } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
@@ -7,6 +8,13 @@ import { builtCli, spindle } from '../tool/cli.ts';
 import { encryptedSource, openEncrypted } from '../tool/encrypted.ts';
 import * as qemu from '../tool/qemu.ts';
 import { tempDir } from '../tool/temp.ts';
+
+interface Parts {
+  readonly key?: string;
+  readonly iv?: string;
+  readonly data?: string;
+  readonly more?: string;
+}
 
 const ASKED = { name: 'x', method: 'luks' } as const;
 
@@ -38,16 +46,91 @@ describe('secrets of the command line', () => {
     'tls-creds,id=s,data=HUSH',
     'secret,id=s,data=HUSH,iv=HUSH,keyid=HUSH',
     'secret,id=s,data=HU-SH,format=base64',
+    'secret,id=s,data=HUSH=HUS,format=base64',
+    'secret,id=s,data=HUSHH,format=base64',
+    'secret,id=s,data=HUSH,keyid=HUSH',
+    'secret,id=s,data=HUSH,iv=HUSH',
   ])('never show what was typed: %s', async (object) => {
     const error: unknown = await given(object).catch((reason: unknown) => reason);
     expect(isSpindleError(error)).toBe(true);
     expect(String(error)).not.toMatch(/HU-?SH/);
   });
 
+  it('that are encrypted themselves are read with their key', async () => {
+    const [key, iv] = [randomBytes(32), randomBytes(16)];
+    for (const passphrase of ['', 'spindle', 'sixteen bytes!!!', 'x'.repeat(100)]) {
+      const cipher = createCipheriv('aes-256-cbc', key, iv);
+      const encrypted = Buffer.concat([cipher.update(passphrase), cipher.final()]);
+      const file = join(tempDir(), 'secret');
+      writeFileSync(file, encrypted);
+      const named = `keyid=k,iv=${iv.toString('base64')}`;
+      for (const own of [`data=${encrypted.toString('base64')},format=base64`, `file=${file}`]) {
+        const objects = [
+          `secret,id=k,data=${key.toString('base64')},format=base64`,
+          `secret,id=s,${own},${named}`,
+        ];
+        for (const [object, id] of [
+          [objects, 's'],
+          [[...objects].reverse(), undefined],
+        ] as const) {
+          const bytes = await secretSource({ object }, id)(ASKED);
+          expect(Buffer.from(bytes ?? []).toString()).toBe(passphrase);
+        }
+      }
+    }
+  });
+
+  it.each([
+    // With these, the last byte of the text that comes out is no padding.
+    ['another key', { key: 'A'.repeat(32) }, /cannot be decrypted/],
+    ['a short key', { key: 'A'.repeat(31) }, /must have 32 bytes/],
+    ['a short iv', { iv: 'AAAA' }, /must be 16 bytes/],
+    ['half a block', { data: 'A'.repeat(20) }, /no whole blocks/],
+    ['nothing', { data: '' }, /no whole blocks/],
+    ['a key that is encrypted', { more: ',keyid=s,iv=AAAA' }, /encrypted itself/],
+  ])('that are encrypted with %s are refused', async (_, { key, iv, data, more }: Parts, says) => {
+    const object = [
+      `secret,id=k,data=${key ?? 'K'.repeat(32)}${more ?? ''}`,
+      `secret,id=s,data=${data ?? 'D'.repeat(32)},keyid=k,iv=${iv ?? Buffer.alloc(16).toString('base64')}`,
+    ];
+    const error: unknown = await (async () => secretSource({ object }, 's')(ASKED))().catch(
+      (reason: unknown) => reason,
+    );
+    expect(isSpindleError(error, 'BAD_OPTION')).toBe(true);
+    expect(String(error)).toMatch(says);
+    expect(String(error)).not.toMatch(/AAAA|KKKK|DDDD/);
+  });
+
   it('are named by an id that must be there', () => {
     expect(secretObjects(['secret,id=a,data=1', 'secret,id=b,data=2']).size).toBe(2);
     expect(() => secretSource({ object: ['secret,id=a,data=1'] }, 'b')).toThrow(/no secret has the id 'b'/);
     expect(() => secretSource({ object: ['secret,id=a,data=1'], secretFile: 'f' }, 'a')).toThrow(/twice/);
+  });
+});
+
+qemu.describeWithQemu('an encrypted secret', () => {
+  beforeAll(builtCli, 120_000);
+
+  it('opens the same image here and in qemu', async () => {
+    const cwd = tempDir();
+    const [key, iv] = [randomBytes(32), randomBytes(16)];
+    const cipher = createCipheriv('aes-256-cbc', key, iv);
+    const encrypted = Buffer.concat([cipher.update('spindle'), cipher.final()]).toString('base64');
+    const objects = [
+      ...['--object', `secret,id=k,data=${key.toString('base64')},format=base64`],
+      ...['--object', `secret,id=s,data=${encrypted},format=base64,keyid=k,iv=${iv.toString('base64')}`],
+    ];
+    const options = 'encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=s';
+    const create = ['create', '-q', ...objects, '-f', 'qcow2', '-o', options];
+    await qemu.qemuImg([...create, 'theirs.qcow2', '1M'], { cwd });
+    expect(await spindle([...create, 'ours.qcow2', '1M'], { cwd })).toMatchObject({ code: 0, stderr: '' });
+    for (const name of ['theirs.qcow2', 'ours.qcow2']) {
+      const image = ['--image-opts', `driver=qcow2,encrypt.key-secret=s,file.filename=${name}`];
+      await qemu.qemuIo(['-c', 'write -P 7 0 64k', ...objects, ...image], { cwd });
+      await (await openEncrypted(join(cwd, name))).close();
+      const resized = await spindle(['resize', ...objects, ...image, '2M'], { cwd });
+      expect(resized).toMatchObject({ code: 0, stderr: '' });
+    }
   });
 });
 
