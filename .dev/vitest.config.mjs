@@ -7,6 +7,7 @@ const SLOW = [
   'test/fuzz/**',
   'test/convert/differential.test.ts',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
+  'test/write/{bitmaps-model,bitmaps-crash}.test.ts',
 ];
 const quick = process.env.SPINDLE_QUICK === '1';
 
