@@ -131,8 +131,11 @@ qemu.describeWithQemu('resizing', () => {
     await expect(resize(path, 2 ** 21)).rejects.toMatchObject({ code: 'UNSUPPORTED' });
     const marked = join(dir, 'bitmap.qcow2');
     await qemu.create(marked, '1M');
-    await qemu.bitmap(marked, 'b', ['--add']);
-    await expect(resize(marked, 2 ** 21)).rejects.toMatchObject({ code: 'UNSUPPORTED' });
+    await qemu.bitmap(marked, 'b', ['--add', '-g', '512']);
+    const marks = readFileSync(marked);
+    await expect(resize(marked, 0, { shrink: true })).rejects.toMatchObject({ code: 'UNSUPPORTED' });
+    await expect(resize(marked, 2 ** 41 + 2 ** 30)).rejects.toMatchObject({ code: 'LIMIT' });
+    expect(Buffer.compare(readFileSync(marked), marks)).toBe(0);
   });
 
   it.each(['metadata', 'falloc', 'full'] as const)(

@@ -95,9 +95,9 @@ export class BitmapState {
     return divUp(divUp(this.#bits, 8), clusterSize);
   }
 
-  /** Reads the table on disk; empty where nothing of it counts. @throws SpindleError BAD_BITMAP */
+  /** Reads the table on disk; empty where there is none. @throws SpindleError BAD_BITMAP */
   readTable(storage: Storage, clusterSize: number): Promise<BitmapTable> {
-    if (this.entry === null || this.#kept === 0) return Promise.resolve(new Float64Array(0));
+    if (this.entry === null) return Promise.resolve(new Float64Array(0));
     return readBitmapTable(storage, this.entry, clusterSize);
   }
 
@@ -109,10 +109,10 @@ export class BitmapState {
     clusterSize: number,
   ): Promise<Uint8Array | null> {
     const chunk = new Uint8Array(clusterSize);
-    const entry = table[index] ?? ALL_CLEAR;
+    const first = index * clusterSize * 8;
+    const entry = first < this.#kept ? (table[index] ?? ALL_CLEAR) : ALL_CLEAR;
     if (entry === ALL_SET) chunk.fill(0xff);
     else if (entry !== ALL_CLEAR) await readPadded(storage, chunk, entry);
-    const first = index * clusterSize * 8;
     clearBits(chunk, Math.max(0, Math.min(clusterSize * 8, this.#kept - first)), clusterSize * 8);
     this.added.orInto(chunk, index * clusterSize);
     return isZero(chunk) ? null : chunk;
