@@ -32,6 +32,7 @@ export {
   removeKey,
   type AddKeyOptions,
   type KeyOptions,
+  type KeySlotChange,
   type RemoveKeyOptions,
 } from './op/keys.ts';
 export { checkFile } from './op/check-file.ts';
@@ -58,8 +59,10 @@ export {
 } from './op/snapshots.ts';
 export { changeBitmap, readBitmap, type BitmapAction, type BitmapFileOptions } from './op/bitmaps.ts';
 export type { GuestRange } from './format/qcow2/write/edit-bitmaps.ts';
+export { amend, type AmendRequest } from './op/amend.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
 export type { ResizeOptions, ResizeTools } from './format/driver.ts';
+export type { FormatChange } from './format/qcow2/amend/amend.ts';
 export type { OverlapCheck } from './format/qcow2/write/cluster-kinds.ts';
 export type { Snapshot } from './format/qcow2/snapshot.ts';
 export type { Working } from './core/working.ts';

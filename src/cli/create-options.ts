@@ -9,24 +9,25 @@ import { listed, parseOptionList, type Listed } from './option-list.ts';
 /** What an option of `create -o` takes. */
 type Kind = 'size' | 'number' | 'switch' | 'text' | readonly string[];
 
-interface CreateOption {
+/** An option of a list for `-o`. */
+export interface ListedOption {
   readonly kind: Kind;
   readonly help: string;
 }
 
-const SIZE: CreateOption = { kind: 'size', help: 'virtual size' };
-const HOST: Readonly<Record<string, CreateOption>> = {
+const SIZE: ListedOption = { kind: 'size', help: 'virtual size' };
+const HOST: Readonly<Record<string, ListedOption>> = {
   nocow: { kind: 'switch', help: 'no copy-on-write by the file system (btrfs)' },
   extent_size_hint: { kind: 'size', help: 'unit of allocation in the file system (XFS); 0 for its default' },
 };
 
-const SPACE: CreateOption = {
+const SPACE: ListedOption = {
   kind: ['off', 'falloc', 'full'],
   help: 'space of the file: none, reserved, or written',
 };
 
 /** Options of encryption, in the order in which the line before the work shows them. */
-const ENCRYPTION: Readonly<Record<string, CreateOption>> = {
+const ENCRYPTION: Readonly<Record<string, ListedOption>> = {
   'key-secret': { kind: 'text', help: 'id of the --object that holds the passphrase' },
   'cipher-alg': { kind: CIPHER_ALGS, help: 'cipher (default aes-256)' },
   'cipher-mode': { kind: CIPHER_MODES, help: 'mode of the cipher (default xts)' },
@@ -35,6 +36,11 @@ const ENCRYPTION: Readonly<Record<string, CreateOption>> = {
   'hash-alg': { kind: LUKS_HASHES, help: 'hash that stretches the passphrase (default sha256)' },
   'iter-time': { kind: 'number', help: 'milliseconds that stretching takes (default 2000)' },
 };
+
+/** Whether an image of the format can be created with an option of this name. */
+export function isCreateOption(format: Format, name: string): boolean {
+  return Object.hasOwn(OPTIONS[format], name);
+}
 
 /** The names of the encryption options of a format, in the order of {@link ENCRYPTION}. */
 export function encryptionOptions(format: Format): string[] {
@@ -45,7 +51,7 @@ export function encryptionOptions(format: Format): string[] {
     : ['encryption', 'encrypt.format', ...names.map((name) => `encrypt.${name}`)];
 }
 
-const OPTIONS: Readonly<Record<Format, Readonly<Record<string, CreateOption>>>> = {
+const OPTIONS: Readonly<Record<Format, Readonly<Record<string, ListedOption>>>> = {
   raw: {
     size: SIZE,
     preallocation: SPACE,
@@ -89,21 +95,33 @@ export type CreateOptions = ReadonlyMap<string, Given> | 'help';
 
 /** Reads the lists of `-o`. @throws SpindleError BAD_OPTION, BAD_SIZE, UNSUPPORTED */
 export function parseCreateOptions(format: Format, lists: readonly string[]): CreateOptions {
+  return parseOptions(OPTIONS[format], lists, (name) => unknown(format, name));
+}
+
+/** Reads lists of these options; `unknown` makes the error of any other. @throws SpindleError BAD_OPTION, BAD_SIZE */
+export function parseOptions(
+  options: Readonly<Record<string, ListedOption>>,
+  lists: readonly string[],
+  unknown: (name: string) => SpindleError,
+): CreateOptions {
   const elements = lists.flatMap(parseOptionList);
   const wish = ({ name, value }: Listed): boolean =>
     value === undefined && ['help', '?', 'list'].includes(name);
   if (elements.some(wish)) return 'help';
-  return new Map(elements.map((element) => parseOne(format, element)));
+  return new Map(elements.map((element) => parseOne(options, element, unknown)));
 }
 
-function parseOne(format: Format, { name, value }: Listed): [string, Given] {
-  const options = OPTIONS[format];
+function parseOne(
+  options: Readonly<Record<string, ListedOption>>,
+  { name, value }: Listed,
+  unknown: (name: string) => SpindleError,
+): [string, Given] {
   const option = options[name];
   if (option === undefined) {
     const negated = name.startsWith('no') ? name.slice(2) : '';
     if (value === undefined && options[negated]?.kind === 'switch')
       return [negated, { value: false, shown: 'off' }];
-    throw unknown(format, name);
+    throw unknown(name);
   }
   if (value === undefined && option.kind !== 'switch')
     throw bad(name, 'needs a value: write it as name=value');
@@ -156,11 +174,16 @@ function sizeOf(name: string, text: string): Given {
 
 /** The text of `-o help`. */
 export function createOptionsHelp(format: Format): string {
-  const rows = Object.entries(OPTIONS[format])
+  return optionsHelp(`Options for ${format} images`, OPTIONS[format]);
+}
+
+/** A table of options under a title. */
+export function optionsHelp(title: string, options: Readonly<Record<string, ListedOption>>): string {
+  const rows = Object.entries(options)
     .sort(([a], [b]) => (a < b ? -1 : 1))
     .map(([name, { kind, help }]) => [`${name}=${placeholder(kind)}`, help] as const);
   const width = Math.max(...rows.map(([left]) => left.length));
-  return `Options for ${format} images:\n${rows.map(([left, help]) => `  ${left.padEnd(width)}  ${help}\n`).join('')}`;
+  return `${title}:\n${rows.map(([left, help]) => `  ${left.padEnd(width)}  ${help}\n`).join('')}`;
 }
 
 function placeholder(kind: Kind): string {

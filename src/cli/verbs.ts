@@ -6,6 +6,7 @@ export const VERBS: Readonly<Record<string, string>> = {
   check: 'look for damage in an image',
   convert: 'copy the disk of an image to another image',
   resize: 'change the size of a disk',
+  amend: 'change options of an existing image',
   snapshot: 'list, make, apply and delete internal snapshots',
   bitmap: 'make, delete, merge and switch dirty bitmaps',
   doctor: 'tell what this host and a file system can do',
@@ -13,4 +14,4 @@ export const VERBS: Readonly<Record<string, string>> = {
 };
 
 /** Verbs of qemu-img that spindle does not have yet. */
-export const LATER: readonly string[] = ['amend', 'bench', 'commit', 'compare', 'dd', 'measure', 'rebase'];
+export const LATER: readonly string[] = ['bench', 'commit', 'compare', 'dd', 'measure', 'rebase'];

@@ -1,10 +1,20 @@
-import type { Crypto } from '../core/crypto.ts';
+import { wipe, type Crypto } from '../core/crypto.ts';
 import { SpindleError } from '../core/errors.ts';
+import type { Storage } from '../core/storage.ts';
 import { LUKS_DEFAULTS } from '../format/crypto/cipher-spec.ts';
 import type { LuksPlace } from '../format/crypto/luks-key.ts';
-import { addSlot, eraseSlots, readLuksPlace, slotsOf } from '../format/crypto/luks-slots.ts';
+import {
+  addSlot,
+  freeSlot,
+  checkNumber,
+  eraseSlots,
+  readLuksPlace,
+  refuseLast,
+  replaceSlot,
+  slotsOf,
+} from '../format/crypto/luks-slots.ts';
 import { CryptMethod, Incompatible } from '../format/qcow2/layout.ts';
-import { readMetadata } from '../format/qcow2/metadata.ts';
+import { readMetadata, type Metadata } from '../format/qcow2/metadata.ts';
 import { nodeCrypto } from '../native/crypto.ts';
 import type { FileStorage } from '../storage/file.ts';
 import { openLocked } from './open.ts';
@@ -77,6 +87,116 @@ export async function changeKey(path: string, options: Omit<AddKeyOptions, 'slot
   });
 }
 
+/** A change of key slots, in the words of `qemu-img amend`. All secrets are the caller's to wipe. */
+export type KeySlotChange =
+  | {
+      /** Adds a passphrase. */
+      readonly state: 'active';
+      readonly newSecret: Uint8Array;
+      /** Number of the key slot, 0 to 7. Default: the first free one. */
+      readonly slot?: number | undefined;
+      /** Milliseconds that stretching the new passphrase takes. Default 2000. */
+      readonly iterTime?: number | undefined;
+    }
+  | {
+      /** Erases the slots that a passphrase opens, or one by its number; with both, that one if the passphrase opens it. */
+      readonly state: 'inactive';
+      readonly oldSecret?: Uint8Array | undefined;
+      readonly slot?: number | undefined;
+    };
+
+/** What a change of key slots needs besides. */
+export interface KeySlotTerms {
+  /** Gives a passphrase that opens the image now; needed to add another. */
+  readonly secret: () => Promise<Uint8Array | null>;
+  /** Also overwrite a slot that is in use, and erase the last one: the data is lost for ever then. */
+  readonly force: boolean;
+}
+
+/**
+ * Sees whether key slots can be changed. Changes nothing.
+ * @throws SpindleError BAD_OPTION, BAD_SECRET, ENCRYPTED (no secret was given)
+ */
+export async function checkKeySlots(
+  crypto: Crypto,
+  place: LuksPlace,
+  change: KeySlotChange,
+  { secret, force }: KeySlotTerms,
+): Promise<void> {
+  if (change.state === 'inactive') {
+    refuseLast(place, await erasedSlots(crypto, place, change), force);
+    return;
+  }
+  if (change.slot !== undefined) checkNumber(change.slot);
+  if (!force || change.slot === undefined) freeSlot(place, change.slot);
+  await withSecret(secret, (bytes) => slotsOf(crypto, place, bytes));
+}
+
+/**
+ * Adds or erases key slots of the image at `place`.
+ * @throws SpindleError as {@link checkKeySlots}, before anything is changed; UNSUPPORTED, IO
+ */
+export async function changeKeySlots(
+  crypto: Crypto,
+  place: LuksPlace,
+  change: KeySlotChange,
+  { secret, force }: KeySlotTerms,
+): Promise<void> {
+  if (change.state === 'inactive') {
+    await eraseSlots(crypto, place, await erasedSlots(crypto, place, change), force);
+    return;
+  }
+  const { newSecret, slot, iterTime = LUKS_DEFAULTS.iterTime } = change;
+  const add = force ? replaceSlot : addSlot;
+  await withSecret(secret, (bytes) => add(crypto, place, { secret: bytes, newSecret, iterTime, slot }));
+}
+
+async function erasedSlots(
+  crypto: Crypto,
+  place: LuksPlace,
+  { oldSecret, slot }: Extract<KeySlotChange, { state: 'inactive' }>,
+): Promise<number[]> {
+  if (slot !== undefined) checkNumber(slot);
+  if (oldSecret === undefined) {
+    if (slot !== undefined) return [slot];
+    throw new SpindleError('BAD_OPTION', 'name the key to erase by its slot or by its old secret');
+  }
+  const opened = await slotsOf(crypto, place, oldSecret);
+  if (slot === undefined) return opened;
+  if (opened.includes(slot)) return [slot];
+  throw new SpindleError('BAD_SECRET', `the old secret does not open key slot ${String(slot)}`);
+}
+
+async function withSecret<T>(
+  secret: KeySlotTerms['secret'],
+  work: (bytes: Uint8Array) => Promise<T>,
+): Promise<T> {
+  const bytes = await secret();
+  if (bytes === null)
+    throw new SpindleError(
+      'ENCRYPTED',
+      'adding a key needs a secret that opens the image, and none was given',
+    );
+  try {
+    return await work(bytes);
+  } finally {
+    wipe(bytes);
+  }
+}
+
+/** {@link changeKeySlots} of the image in a file. @throws SpindleError as it, UNSUPPORTED (not LUKS), IN_USE */
+export function changeKeySlotsIn(
+  path: string,
+  options: KeyOptions,
+  change: KeySlotChange,
+  terms: KeySlotTerms,
+): Promise<void> {
+  return onLuks(path, options, async (crypto, place) => {
+    await checkKeySlots(crypto, place, change, terms);
+    await changeKeySlots(crypto, place, change, terms);
+  });
+}
+
 async function onLuks<T>(
   path: string,
   options: KeyOptions,
@@ -95,10 +215,12 @@ async function onLuks<T>(
 
 async function luksIn(storage: FileStorage, format: string): Promise<LuksPlace> {
   if (format === 'luks') return readLuksPlace(storage, 0);
-  const notLuks = (what: string): SpindleError =>
-    new SpindleError('UNSUPPORTED', `${what} has no key slots; only images encrypted with luks have`);
   if (format !== 'qcow2') throw notLuks(`a ${format} image`);
-  const { header, luks, known } = await readMetadata(storage, 'data');
+  return luksOf(storage, await readMetadata(storage, 'data'));
+}
+
+/** The encryption header of a qcow2 image. @throws SpindleError UNSUPPORTED, CORRUPT */
+export function luksOf(storage: Storage, { header, luks, known }: Metadata): LuksPlace {
   // eslint-disable-next-line no-bitwise -- a flag
   if ((header.incompatible.lo & Incompatible.CORRUPT) !== 0)
     throw new SpindleError(
@@ -108,4 +230,8 @@ async function luksIn(storage: FileStorage, format: string): Promise<LuksPlace> 
   if (header.cryptMethod === CryptMethod.AES) throw notLuks('an image encrypted with aes');
   if (luks === null || known.crypto === undefined) throw notLuks('an image that is not encrypted');
   return { storage, at: known.crypto.offset, header: luks };
+}
+
+function notLuks(what: string): SpindleError {
+  return new SpindleError('UNSUPPORTED', `${what} has no key slots; only images encrypted with luks have`);
 }

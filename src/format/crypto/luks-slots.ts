@@ -72,7 +72,30 @@ export async function addSlot(crypto: Crypto, place: LuksPlace, wanted: NewSlot)
   }
 }
 
-function freeSlot(place: LuksPlace, wanted: number | undefined): number {
+/**
+ * The same, also where the slot is in use. At any moment one key at least opens the image: if the old key is the only
+ * one, the new one waits in a free slot until its own is empty.
+ * @throws SpindleError as {@link addSlot}
+ */
+export async function replaceSlot(crypto: Crypto, place: LuksPlace, wanted: NewSlot): Promise<number> {
+  const { slot, newSecret, secret } = wanted;
+  const { slots } = place.header;
+  if (slot === undefined || slots[slot]?.active !== true) return addSlot(crypto, place, wanted);
+  const anew = (): Promise<LuksPlace> => readLuksPlace(place.storage, place.at);
+  const opened = await slotsOf(crypto, place, secret);
+  if (opened.some((index) => index !== slot)) {
+    await eraseSlots(crypto, place, [slot], false);
+    return addSlot(crypto, await anew(), wanted);
+  }
+  const waiting = await addSlot(crypto, place, { ...wanted, slot: undefined });
+  await eraseSlots(crypto, await anew(), [slot], false);
+  await addSlot(crypto, await anew(), { ...wanted, secret: newSecret });
+  await eraseSlots(crypto, await anew(), [waiting], false);
+  return slot;
+}
+
+/** The first free slot, or the one that is wanted. @throws SpindleError BAD_OPTION when it is not free */
+export function freeSlot(place: LuksPlace, wanted: number | undefined): number {
   const { slots } = place.header;
   if (wanted === undefined) {
     const free = slots.findIndex((slot) => !slot.active);
@@ -85,7 +108,8 @@ function freeSlot(place: LuksPlace, wanted: number | undefined): number {
   return wanted;
 }
 
-function checkNumber(slot: number): void {
+/** @throws SpindleError BAD_OPTION for what is no number of a key slot */
+export function checkNumber(slot: number): void {
   if (!Number.isInteger(slot) || slot < 0 || slot >= LUKS_SLOTS)
     throw new SpindleError('BAD_OPTION', `key slots are numbered 0 to 7, not ${String(slot)}`);
 }
@@ -114,18 +138,7 @@ export async function eraseSlots(
   force: boolean,
 ): Promise<void> {
   const { header, storage, at } = place;
-  for (const index of erased) {
-    checkNumber(index);
-    if (header.slots[index]?.active !== true)
-      throw new SpindleError('BAD_OPTION', `key slot ${String(index)} is not in use`);
-  }
-  const left = header.slots.some((slot, index) => slot.active && !erased.includes(index));
-  if (!left && !force) {
-    throw new SpindleError(
-      'BAD_OPTION',
-      'no key slot would be left and the data would be lost for ever; force it if that is wanted',
-    );
-  }
+  refuseLast(place, erased, force);
   const length = keyMaterialLength(header.keyBytes);
   for (const index of erased) {
     const slot = header.slots[index];
@@ -142,4 +155,23 @@ export async function eraseSlots(
     await storage.write(encodeLuksSlot(empty), at + luksSlotAt(index));
   }
   await storage.flush();
+}
+
+/**
+ * Sees that key slots can be erased. Changes nothing.
+ * @throws SpindleError BAD_OPTION for a slot that is not in use, or when none would be left and it is not `force`
+ */
+export function refuseLast({ header }: LuksPlace, erased: readonly number[], force: boolean): void {
+  for (const index of erased) {
+    checkNumber(index);
+    if (header.slots[index]?.active !== true)
+      throw new SpindleError('BAD_OPTION', `key slot ${String(index)} is not in use`);
+  }
+  const left = header.slots.some((slot, index) => slot.active && !erased.includes(index));
+  if (!left && !force) {
+    throw new SpindleError(
+      'BAD_OPTION',
+      'no key slot would be left and the data would be lost for ever; force it if that is wanted',
+    );
+  }
 }

@@ -100,9 +100,9 @@ export class ClusterKinds {
 
   /** Notes an L2 table of a snapshot, unless the active disk has it too. @throws SpindleError CORRUPT */
   claimInactive(at: number): void {
-    let isActive = false;
-    this.#each(at, 1, (page, index) => (isActive = page?.[index] === KINDS.indexOf('L2 table') + 1));
-    if (!isActive) this.claim(at, this.#clusterSize, 'L2 table of a snapshot');
+    const number = Math.floor(at / this.#clusterSize);
+    const found = this.#pages.get(Math.floor(number / PAGE))?.[number % PAGE] ?? 0;
+    if (KINDS[found - 1] !== 'L2 table') this.claim(at, this.#clusterSize, 'L2 table of a snapshot');
   }
 
   /** Notes that a range holds no metadata any more. */

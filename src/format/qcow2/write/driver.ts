@@ -1,7 +1,9 @@
 import type { Codec } from '../../../core/codec.ts';
 import { isSpindleError, SpindleError } from '../../../core/errors.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../../../core/storage.ts';
+import type { Working } from '../../../core/working.ts';
 import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeTools } from '../../driver.ts';
+import { amendQcow2, checkAmend, type Amending, type FormatChange } from '../amend/amend.ts';
 import { Qcow2Driver } from '../driver.ts';
 import { CryptMethod, Incompatible } from '../layout.ts';
 import { readMetadata, type Metadata } from '../metadata.ts';
@@ -26,7 +28,6 @@ export class Qcow2WriteDriver implements FormatDriver {
   readonly #dataFile: Storage | null;
   readonly #codec: Codec;
   readonly #options: WriterOptions;
-  readonly #compress: (cluster: Uint8Array) => Promise<Uint8Array | null>;
   #parts: Parts;
   #broken: SpindleError | undefined;
 
@@ -37,7 +38,6 @@ export class Qcow2WriteDriver implements FormatDriver {
     options: WriterOptions,
     parts: Parts,
   ) {
-    this.#compress = compressorOf(parts.metadata, codec);
     this.#storage = storage;
     this.#dataFile = dataFile;
     this.#codec = codec;
@@ -146,7 +146,8 @@ export class Qcow2WriteDriver implements FormatDriver {
       const host = await this.#changing(where, Math.min(clusterSize, this.size - where), write);
       this.#reader.forgetCompressed(host);
     };
-    await compressInOrder(from, at, { clusterSize, compress: this.#compress, link, plain });
+    const compress = compressorOf(this.metadata, this.#codec);
+    await compressInOrder(from, at, { clusterSize, compress, link, plain });
   }
 
   #guardedPlace(fresh: FreshPlace): FreshPlace {
@@ -185,6 +186,31 @@ export class Qcow2WriteDriver implements FormatDriver {
   #reloadable(): Reloadable {
     const { punch = true, atOnce } = this.#options;
     return { writer: () => this.writer, reload: (size) => this.#reload(size), punch, atOnce };
+  }
+
+  /**
+   * Changes the version, the width of refcounts, and what the header says of the image. Nothing else may use the image
+   * meanwhile.
+   * @throws SpindleError BAD_OPTION, UNSUPPORTED, LIMIT before anything is changed; NO_SPACE, ABORTED
+   */
+  amend(change: FormatChange, working: Working = {}): Promise<void> {
+    return this.#guarded(async () => {
+      try {
+        await amendQcow2(this.#amending(), change, working);
+      } finally {
+        await this.#reload();
+      }
+    });
+  }
+
+  /** Sees whether {@link amend} can be done, together with a change of the size to `size`. Changes nothing. @throws as it */
+  checkAmend(change: FormatChange, size?: number): Promise<void> {
+    return this.#guarded(() => checkAmend(this.#amending(), change, size));
+  }
+
+  #amending(): Amending {
+    const { backed, plain } = this.#options;
+    return { ...this.#reloadable(), backed, plain };
   }
 
   flush(): Promise<void> {

@@ -91,6 +91,25 @@ export class Refcounts {
     return block === null ? 0 : getRefcount(block.view, refcountOrder, cluster - index * refcountsPerBlock);
   }
 
+  /** The refcount blocks there are: which clusters each describes, and where it lies. */
+  blocks(): { readonly index: number; readonly offset: number }[] {
+    const found: { index: number; offset: number }[] = [];
+    for (let index = 0; index < this.#table.byteLength / TABLE_ENTRY; index++) {
+      const offset = this.#blockOffset(index);
+      if (offset !== 0) found.push({ index, offset });
+    }
+    return found;
+  }
+
+  /**
+   * The refcounts of the clusters from `index` times {@link perBlock} on, null where no block describes them. Worthless
+   * after the next wait.
+   */
+  async counts(index: number): Promise<DataView | null> {
+    const block = await this.#block(index);
+    return block === null ? null : block.view;
+  }
+
   /**
    * The first run of free clusters at or after `from`: 1 to `most` of them. Every cluster that nothing describes is
    * free.

@@ -5,6 +5,7 @@ import type { ResizeTools } from '../../driver.ts';
 import { ZERO } from '../entry.ts';
 import { l1SizeFor } from '../geometry.ts';
 import { CryptMethod, Autoclear, Limit, SECTOR, TABLE_ENTRY } from '../layout.ts';
+import type { Metadata } from '../metadata.ts';
 import type { Qcow2Preallocation } from '../plan.ts';
 import { clearFrom } from './clear.ts';
 import { ALL, pointTo } from './l2-editor.ts';
@@ -23,7 +24,9 @@ const STEP = 64 * 1024 * 1024;
  * @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT before anything is changed; NO_SPACE, IO
  */
 export async function resizeQcow2(image: Reloadable, size: number, tools: ResizeTools): Promise<void> {
-  const mode = await image.writer().alone((whole) => Promise.resolve(settle(whole, size, tools)));
+  const mode = await image
+    .writer()
+    .alone((whole) => Promise.resolve(settleSize(whole.metadata, size, tools)));
   if (mode === null) return;
   const { bitmaps } = image.writer().options;
   await bitmaps?.prepareSize(size);
@@ -37,9 +40,16 @@ export async function resizeQcow2(image: Reloadable, size: number, tools: Resize
   }
 }
 
-/** What there is to do; null for nothing. Throws for what cannot be done. */
-function settle(whole: WholeTables, size: number, tools: ResizeTools): Qcow2Preallocation | 'shrink' | null {
-  const { header, geometry, snapshots, size: old } = whole.metadata;
+/**
+ * What there is to do for a size; null for nothing.
+ * @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT for what cannot be done
+ */
+export function settleSize(
+  metadata: Metadata,
+  size: number,
+  tools: Pick<ResizeTools, 'preallocation' | 'backingSize'>,
+): Qcow2Preallocation | 'shrink' | null {
+  const { header, geometry, snapshots, size: old } = metadata;
   if (!Number.isSafeInteger(size) || size < 0 || size % SECTOR !== 0) {
     throw new SpindleError('BAD_SIZE', `the size of a qcow2 disk is a multiple of 512, not ${String(size)}`);
   }
@@ -79,7 +89,7 @@ function settle(whole: WholeTables, size: number, tools: ResizeTools): Qcow2Prea
       'preallocated clusters of an encrypted disk would not read as zeroes',
     );
   }
-  const raw = whole.external && (header.autoclear.lo & Autoclear.DATA_FILE_RAW) !== 0;
+  const raw = (header.autoclear.lo & Autoclear.DATA_FILE_RAW) !== 0;
   return raw && mode === 'off' ? 'metadata' : mode;
 }
 

@@ -1,9 +1,9 @@
 import { isAligned } from '../../../core/align.ts';
-import { bytesOf } from '../../../core/bytes.ts';
+import { bytesOf, setU64, viewOf } from '../../../core/bytes.ts';
 import { formatError, SpindleError } from '../../../core/errors.ts';
 import { readPadded } from '../../../core/read.ts';
 import { l1SizeFor } from '../geometry.ts';
-import { Limit, TABLE_ENTRY } from '../layout.ts';
+import { HeaderOffset, Limit, TABLE_ENTRY } from '../layout.ts';
 import {
   encodeSnapshot,
   encodeSnapshotTable,
@@ -13,11 +13,12 @@ import {
 } from '../snapshot.ts';
 import { L1Table } from '../tables.ts';
 import { clearFrom } from './clear.ts';
-import { giveTable, placeTable, switchL1 } from './place.ts';
+import { giveTable, placeTable, switchHeader, switchL1 } from './place.ts';
 import { recordSwitch } from './record-switch.ts';
 import { Shadow, type SnapshotTablePlace } from './shadow.ts';
 import { encodeL1, NOTHING, Tree, type Skip } from './tree.ts';
 import type { Reloadable, WholeTables } from './whole.ts';
+import type { Qcow2Writer } from './writer.ts';
 
 /** Bytes of a snapshot name that every program takes. */
 const MOST_NAME = 255;
@@ -217,8 +218,31 @@ export function applySnapshot(image: Reloadable, snapshot: Snapshot): Promise<vo
   });
 }
 
+/**
+ * Writes a new snapshot table, shows it in the header, and frees the old one.
+ * @throws SpindleError LIMIT before anything is changed; NO_SPACE
+ */
+export async function switchTable(
+  writer: Qcow2Writer,
+  whole: WholeTables,
+  entries: readonly Uint8Array[],
+): Promise<void> {
+  const { header, snapshotTableSize } = whole.metadata;
+  const table = encodeSnapshotTable(entries);
+  if (table.length > Limit.SNAPSHOT_TABLE) {
+    throw new SpindleError('LIMIT', 'the snapshot table would be larger than 64 MiB');
+  }
+  const offset = await placeTable(writer, whole, table, 'snapshot table');
+  const bytes = new Uint8Array(12);
+  viewOf(bytes).setUint32(0, entries.length);
+  setU64(viewOf(bytes), 4, offset);
+  await switchHeader(whole, bytes, HeaderOffset.nbSnapshots);
+  giveTable(writer, whole, header.snapshotsOffset, snapshotTableSize);
+  await whole.flush();
+}
+
 /** The entries of the table as they are on disk, each with the extra data that version 3 wants. */
-async function entriesOf(whole: WholeTables): Promise<Uint8Array[]> {
+export async function entriesOf(whole: WholeTables): Promise<Uint8Array[]> {
   const { header, snapshots, snapshotTableSize, size } = whole.metadata;
   const bytes = new Uint8Array(snapshotTableSize);
   await readPadded(whole.storage, bytes, header.snapshotsOffset);
@@ -230,7 +254,8 @@ async function entriesOf(whole: WholeTables): Promise<Uint8Array[]> {
   });
 }
 
-async function readL1(whole: WholeTables, snapshot: Snapshot): Promise<L1Table> {
+/** The L1 table of a snapshot. @throws SpindleError BAD_SNAPSHOT */
+export async function readL1(whole: WholeTables, snapshot: Snapshot): Promise<L1Table> {
   const { geometry, size } = whole.metadata;
   const { l1TableOffset, l1Size, name, diskSize } = snapshot;
   const bad = (message: string): SpindleError =>
