@@ -5,6 +5,7 @@ import { fishScript } from '../completion/fish.ts';
 import { completedVerbs } from '../completion/model.ts';
 import { zshScript } from '../completion/zsh.ts';
 import { out } from '../output.ts';
+import { define as amend } from './amend.ts';
 import { define as bitmap } from './bitmap.ts';
 import { define as check } from './check.ts';
 import { define as convert } from './convert.ts';
@@ -32,7 +33,7 @@ export const { define, run } = verb((program) =>
   )
     .addArgument(new Argument('<SHELL>', 'the shell').choices(Object.keys(SCRIPTS)))
     .action((shell: Shell) => {
-      const images = { create, info, map, check, convert, resize, snapshot, bitmap };
+      const images = { create, info, map, check, convert, resize, amend, snapshot, bitmap };
       const definitions = { ...images, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
       out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));
