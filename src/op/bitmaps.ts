@@ -92,8 +92,10 @@ export async function* readBitmap(
 ): AsyncGenerator<GuestRange> {
   const { storage, metadata } = await openForBitmaps(path, options);
   try {
-    const { size, ranges } = new BitmapEditor(storage, metadata).read(name);
-    for await (const { at, length } of ranges()) yield { at, length: Math.min(length, size - at) };
+    const bitmap = new BitmapEditor(storage, metadata).read(name);
+    for await (const { at, length } of bitmap.ranges()) {
+      yield { at, length: Math.min(length, bitmap.size - at) };
+    }
   } catch (error) {
     throw named(error, path);
   } finally {

@@ -3,7 +3,8 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { DiskImage } from '../../src/format/disk-image.ts';
 import { openImage } from '../../src/format/open.ts';
-import { ReadOnlyStorage } from '../../src/core/storage.ts';
+import { isSpindleError } from '../../src/core/errors.ts';
+import { ReadOnlyStorage, type Storage } from '../../src/core/storage.ts';
 import { setU64, viewOf } from '../../src/core/bytes.ts';
 import { checkImage } from '../../src/format/qcow2/check/check.ts';
 import { createQcow2, QCOW2_DEFAULTS, type Qcow2CreateOptions } from '../../src/format/qcow2/create.ts';
@@ -14,6 +15,7 @@ import { readMetadata } from '../../src/format/qcow2/metadata.ts';
 import { Qcow2WriteDriver } from '../../src/format/qcow2/write/driver.ts';
 import { BitmapEditor, editBitmaps } from '../../src/format/qcow2/write/edit-bitmaps.ts';
 import { applySnapshot, createSnapshot } from '../../src/format/qcow2/write/snapshots.ts';
+import { fault } from '../../src/layer/fault.ts';
 import { trace, type TraceLayer, type TraceRecord } from '../../src/layer/trace.ts';
 import { nodeCodec } from '../../src/native/codec.ts';
 import { MemoryStorage } from '../../src/storage/memory.ts';
@@ -37,9 +39,9 @@ const KINDS: readonly Kind[] = [
   { clusterSize: 65536 },
   { clusterSize: 16384, extendedL2: true },
   // The name of the backing file stands where the extension goes, and there is no place beside it.
-  { clusterSize: 512, backing: { name: `${'n'.repeat(340)}`, format: 'raw' } },
+  { clusterSize: 512, backing: { name: 'n'.repeat(340), format: 'raw' } },
   { clusterSize: 4096, backing: { name: 'base.raw', format: 'raw' } },
-  { clusterSize: 65536, backing: { name: `${'n'.repeat(500)}`, format: 'raw' } },
+  { clusterSize: 65536, backing: { name: 'n'.repeat(500), format: 'raw' } },
   // Magic and body, and parts of the body, in different sectors.
   { clusterSize: 4096, startAt: 504 },
   { clusterSize: 4096, startAt: 488 },
@@ -352,6 +354,62 @@ qemu.describeWithQemu('a power cut, with bitmaps', () => {
       expect(await cutWrites(kind, new Random(seed), seen, { look }), JSON.stringify(kind)).toBeNull();
     }
     expect(looked).toBeGreaterThan(10);
+  });
+});
+
+describe('a call that fails while bitmaps are changed', () => {
+  it('leaves the old bitmaps or the new ones, and no damage', async () => {
+    const edit = async (storage: Storage): Promise<void> =>
+      editBitmaps(storage, await readMetadata(storage, 'data'), async (editor) => {
+        editor.remove('old');
+        editor.add('new', 512);
+        await editor.merge('new', editor.read('kept'));
+      });
+    for (const kind of KINDS) {
+      const memory = await makeImage(kind, 3_000_320);
+      await editBitmaps(memory, await readMetadata(memory, 'data'), (editor) => {
+        for (const name of ['old', 'kept']) {
+          editor.add(name, 4096);
+          editor.states.at(-1)?.mark(100_000, 1_000_000);
+        }
+        return Promise.resolve();
+      });
+      const before = asText(await bitmapsOf(memory.toBytes()));
+      let failures = 0;
+      let hid = 0;
+      for (let calls = 0; ; calls++) {
+        const copy = MemoryStorage.from(memory.toBytes());
+        const failing = fault(copy);
+        failing.inject({
+          on: ['write', 'flush', 'resize'],
+          after: calls,
+          times: calls % 2 === 0 ? 1 : 1e9,
+          code: 'NO_SPACE',
+        });
+        const failed = await edit(failing).then(
+          () => false,
+          (error: unknown) => isSpindleError(error, 'NO_SPACE'),
+        );
+        const bytes = copy.toBytes();
+        const context = `${JSON.stringify(kind)}, call ${String(calls)}`;
+        expect(await expectSound(bytes), context).toBeNull();
+        const after = asText(await bitmapsOf(bytes));
+        if (!failed) {
+          expect(after, context).not.toBe(before);
+          break;
+        }
+        failures++;
+        if (after === '[]' && mayVanish(kind)) hid++;
+        else if (after !== before) expect(after, context).toMatch(/^\[\["kept".*\["new"/);
+        else {
+          // It works when there is space again.
+          await edit(copy);
+          expect(await expectSound(copy.toBytes()), context).toBeNull();
+        }
+      }
+      expect(failures).toBeGreaterThan(5);
+      expect(hid > 0).toBe(mayVanish(kind));
+    }
   });
 });
 

@@ -1,8 +1,10 @@
 import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
+import { changeBitmap } from '../../src/op/bitmaps.ts';
 import { openImageFile } from '../../src/op/open.ts';
 import { applyStep, firstDifference, Model, randomStep } from '../tool/model.ts';
+import { BitmapModel, ourRanges } from '../tool/bitmaps.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
@@ -23,6 +25,8 @@ qemu.describeWithQemu('ours and qemu on one image, in turn', () => {
     const path = join(dir, 'shared.qcow2');
     const size = 700 * 1024;
     await qemu.create(path, size, { format: 'qcow2', options });
+    const bitmap = options['compat'] === 'v2' ? undefined : new BitmapModel('b', 1024, size);
+    if (bitmap !== undefined) await qemu.bitmap(path, 'b', ['--add', '-g', '1k']);
     const random = new Random(seedOf(`interleaved ${JSON.stringify(options)}`));
     const model = new Model(new Uint8Array(size));
     for (let round = 0; round < ROUNDS; round++) {
@@ -34,7 +38,9 @@ qemu.describeWithQemu('ours and qemu on one image, in turn', () => {
         expect(firstDifference(whole, model.bytes), context).toBe(-1);
         for (let i = 0; i < 6; i++) {
           const step = randomStep(random, size, Number(options['cluster_size']));
-          if (step.do !== 'reopen') await applyStep(image, model, step);
+          if (step.do === 'reopen') continue;
+          await applyStep(image, model, step);
+          if (step.do !== 'read' && 'at' in step) bitmap?.mark(step.at, step.length);
         }
       } finally {
         await image.close();
@@ -50,11 +56,18 @@ qemu.describeWithQemu('ours and qemu on one image, in turn', () => {
             : { do: 'write', at, length, pattern },
         );
         const last = fills[fills.length - 1];
+        bitmap?.mark(at, length);
         model.bytes.fill(last?.do === 'write' ? pattern : 0, at, at + length);
       }
       await qemu.fill(path, fills);
       const judged = await qemu.check(path);
       expect(judged.code, `${context}: ${judged.stderr}`).toBe(0);
+      if (bitmap === undefined || !random.chance(0.1)) continue;
+      expect(await ourRanges(path, 'b'), context).toBe(bitmap.ranges(size));
+      // Most of it is dirty by now: it begins anew, by our hand or by qemu's.
+      if (random.chance(0.5)) await changeBitmap(path, 'b', [{ do: 'clear' }]);
+      else await qemu.bitmap(path, 'b', ['--clear']);
+      bitmap.bits.fill(0);
     }
     const raw = join(dir, 'model.raw');
     writeFileSync(raw, model.bytes);

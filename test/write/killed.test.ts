@@ -2,6 +2,8 @@ import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
+import { changeBitmap } from '../../src/op/bitmaps.ts';
+import { info } from '../../src/op/info.ts';
 import { openImageFile } from '../../src/op/open.ts';
 import { checkFile } from '../../src/op/check-file.ts';
 import { firstDifference, patternOf } from '../tool/model.ts';
@@ -49,10 +51,14 @@ qemu.describeWithQemu('a killed writer', () => {
     await qemu.create(path, size, { format: 'qcow2', options: { cluster_size: '4k' } });
     for (let round = 0; round < KILLS; round++) {
       const context = `round ${String(round)} (SPINDLE_SEED=${String(random.seed)})`;
+      const before = model;
+      await changeBitmap(path, 'b', [...(round === 0 ? [] : [{ do: 'remove' } as const]), { do: 'add' }]);
       const told = await writeAndKill(path, random.u32(), random.between(1, 150));
       const lastFlush = told.findLastIndex(({ flushed }) => flushed !== undefined);
       for (const { write } of told.slice(0, lastFlush + 1)) {
-        if (write !== undefined) model.set(patternOf(write.seed, write.length), write.at);
+        if (write === undefined) continue;
+        if (model === before) model = before.slice();
+        model.set(patternOf(write.seed, write.length), write.at);
       }
       const judged = await qemu.check(path);
       expect([0, 3], `${context}: ${judged.stderr}`).toContain(judged.code);
@@ -61,6 +67,9 @@ qemu.describeWithQemu('a killed writer', () => {
       const found = new Uint8Array(size);
       await image.read(found, 0);
       await image.close();
+      // A bitmap that is not marked as in use says that the disk is what it was: the writer never got to the end.
+      const flags = (await info(path)).qcow2?.bitmaps.map((one) => one.flags);
+      if (firstDifference(found, before) >= 0) expect(flags, context).toEqual([['in-use', 'auto']]);
       const sure = found.slice();
       for (const { write } of told.slice(lastFlush + 1)) {
         if (write !== undefined) sure.set(model.subarray(write.at, write.at + write.length), write.at);

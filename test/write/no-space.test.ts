@@ -20,6 +20,7 @@ describeWithFileSystem('a full file system', 'ext4', () => {
         const ballast = join(dir, 'ballast');
         mkdirSync(ballast);
         await qemu.create(path, size, { format: 'qcow2', options: { cluster_size: '64k' } });
+        await qemu.bitmap(path, 'b', ['--add', '-g', '512']);
         const model = new Model(new Uint8Array(size));
         let failures = 0;
         for (let round = 0; round < 6; round++) {
