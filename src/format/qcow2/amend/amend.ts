@@ -9,7 +9,7 @@ import { switchHeader } from '../write/place.ts';
 import type { Reloadable, WholeTables } from '../write/whole.ts';
 import { refuseHiddenZeroes } from './all-tables.ts';
 import { keptExtensions, planHeader, switchToHeader, type NewExtension } from './header-switch.ts';
-import { changeWidth, planWidth } from './refcount-width.ts';
+import { changeWidth, checkWidth } from './refcount-width.ts';
 import { downgrade, newerHeader, olderHeader, refuseOlder, upgrade, type Below } from './version.ts';
 
 /** What is to be different; what is left out stays. */
@@ -53,7 +53,7 @@ export function checkAmend(
     }
     const order = orderOf(change);
     if (order !== undefined && order !== geometry.refcountOrder)
-      await planWidth(writer, whole, order, working);
+      await checkWidth(writer, whole, order, working);
     if (change.dataFile !== undefined) await planDataFile(whole.storage, metadata, change.dataFile);
     if (version < header.version) {
       await refuseOlder(writer, whole, size ?? present, working);
