@@ -29,6 +29,7 @@ export { map, type MapEntry, type MapOptions } from './op/map.ts';
 export {
   addKey,
   changeKey,
+  listKeys,
   removeKey,
   type AddKeyOptions,
   type KeyOptions,

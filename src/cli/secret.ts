@@ -17,6 +17,8 @@ type SecretObject = () => Promise<Uint8Array>;
 export interface SecretFlags {
   readonly object: readonly string[];
   readonly secretFile?: string | undefined;
+  /** Id of the object with a passphrase that is to be added. */
+  readonly newSecret?: string | undefined;
 }
 
 /** The objects of `--object`, by their ids. @throws SpindleError BAD_OPTION */
@@ -32,10 +34,10 @@ export function secretObjects(objects: readonly string[]): ReadonlyMap<string, S
   return new Map([...described].map(([id, one]) => [id, () => bytesOfSecret(one, described)]));
 }
 
-/** The only secret that there is, those aside that others are encrypted with. */
-function onlySecret(objects: readonly string[]): SecretObject | undefined {
+/** The only secret that there is, those aside that others are encrypted with, and a new one. */
+function onlySecret({ object: objects, newSecret }: SecretFlags): SecretObject | undefined {
   const described = objects.map(parseObject);
-  const keys = new Set(described.map(({ keyid }) => keyid));
+  const keys = new Set([newSecret, ...described.map(({ keyid }) => keyid)]);
   const [only, ...others] = described.filter(({ id }) => !keys.has(id));
   return only === undefined || others.length > 0 ? undefined : secretObjects(objects).get(only.id);
 }
@@ -184,10 +186,11 @@ async function readSecret(file: string): Promise<Uint8Array> {
 
 /**
  * Where a command gets secrets: the object that `id` names; without an id the file of `--secret-file`, or the only
- * object there is, or the terminal. `fresh`: for an image that is being made, so that what is typed is typed twice.
+ * object there is, or the terminal. `fresh`: for an image that is being made, so that what is typed is typed twice;
+ * `what` it is called there.
  * @throws SpindleError BAD_OPTION, UNSUPPORTED
  */
-export function secretSource(flags: SecretFlags, id?: string, fresh = false): SecretSource {
+export function secretSource(flags: SecretFlags, id?: string, fresh = false, what?: string): SecretSource {
   const objects = secretObjects(flags.object);
   if (id !== undefined && flags.secretFile !== undefined)
     throw new SpindleError('BAD_OPTION', 'the secret is named twice: by key-secret and by --secret-file');
@@ -200,8 +203,21 @@ export function secretSource(flags: SecretFlags, id?: string, fresh = false): Se
   return async ({ name }) => {
     if (chosen !== undefined) return chosen();
     if (flags.secretFile !== undefined) return readSecret(flags.secretFile);
-    const only = onlySecret(flags.object);
-    return only === undefined ? askSecret(name, fresh) : only();
+    const only = onlySecret(flags);
+    return only === undefined ? askSecret(name, fresh, what) : only();
+  };
+}
+
+/**
+ * Where the new passphrase of a key slot comes from: the object that `id` names, or the file, or the terminal, where it
+ * is typed twice.
+ * @throws SpindleError BAD_OPTION
+ */
+export function newSecretSource(flags: SecretFlags, id?: string, file?: string): SecretSource {
+  const chosen = id === undefined ? undefined : secretSource({ object: flags.object }, id);
+  return async (request) => {
+    if (chosen !== undefined) return chosen(request);
+    return file === undefined ? askSecret(request.name, true, 'New passphrase') : readSecret(file);
   };
 }
 

@@ -9,6 +9,7 @@ export const VERBS: Readonly<Record<string, string>> = {
   amend: 'change options of an existing image',
   snapshot: 'list, make, apply and delete internal snapshots',
   bitmap: 'make, delete, merge and switch dirty bitmaps',
+  key: 'list, add, remove and change the passphrases of a LUKS encrypted image',
   doctor: 'tell what this host and a file system can do',
   completion: 'print a completion script for a shell',
 };

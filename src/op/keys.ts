@@ -2,6 +2,7 @@ import { wipe, type Crypto } from '../core/crypto.ts';
 import { SpindleError } from '../core/errors.ts';
 import type { Storage } from '../core/storage.ts';
 import { LUKS_DEFAULTS } from '../format/crypto/cipher-spec.ts';
+import type { LuksSlot } from '../format/crypto/luks-header.ts';
 import type { LuksPlace } from '../format/crypto/luks-key.ts';
 import {
   addSlot,
@@ -23,6 +24,26 @@ import { openLocked } from './open.ts';
 export interface KeyOptions {
   /** `qcow2` or `luks`. Default: told from the first bytes. */
   readonly format?: string | undefined;
+}
+
+/**
+ * The eight key slots of a LUKS encrypted image (qcow2, or a LUKS volume). Nobody can tell whose passphrase is in which;
+ * no secret is needed.
+ * @throws SpindleError UNSUPPORTED (not LUKS), and as {@link openLocked}
+ */
+export async function listKeys(
+  path: string,
+  options: KeyOptions & { readonly share?: boolean | undefined } = {},
+): Promise<readonly LuksSlot[]> {
+  const { storage, format } = await openLocked(path, { format: options.format, share: options.share });
+  try {
+    return (await luksIn(storage, format, 'info')).header.slots;
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= path;
+    throw error;
+  } finally {
+    await storage.close();
+  }
 }
 
 /** A passphrase to be added. Both secrets are the caller's to wipe. */
@@ -213,16 +234,24 @@ async function onLuks<T>(
   }
 }
 
-async function luksIn(storage: FileStorage, format: string): Promise<LuksPlace> {
+async function luksIn(
+  storage: FileStorage,
+  format: string,
+  purpose: 'data' | 'info' = 'data',
+): Promise<LuksPlace> {
   if (format === 'luks') return readLuksPlace(storage, 0);
   if (format !== 'qcow2') throw notLuks(`a ${format} image`);
-  return luksOf(storage, await readMetadata(storage, 'data'));
+  return luksOf(storage, await readMetadata(storage, purpose), purpose);
 }
 
-/** The encryption header of a qcow2 image. @throws SpindleError UNSUPPORTED, CORRUPT */
-export function luksOf(storage: Storage, { header, luks, known }: Metadata): LuksPlace {
+/** The encryption header of a qcow2 image, to be changed or only looked at. @throws SpindleError UNSUPPORTED, CORRUPT */
+export function luksOf(
+  storage: Storage,
+  { header, luks, known }: Metadata,
+  purpose: 'data' | 'info' = 'data',
+): LuksPlace {
   // eslint-disable-next-line no-bitwise -- a flag
-  if ((header.incompatible.lo & Incompatible.CORRUPT) !== 0)
+  if (purpose === 'data' && (header.incompatible.lo & Incompatible.CORRUPT) !== 0)
     throw new SpindleError(
       'CORRUPT',
       'the image is marked corrupt and must be repaired before it is changed',

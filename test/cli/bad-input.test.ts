@@ -157,7 +157,7 @@ const CASES: readonly (readonly [args: string, says: RegExp])[] = [
   ['completion tcsh', /bash, zsh, fish/],
   ['', /name a command/],
   ['inof', /did you mean 'info'/],
-  ['convert a b', /not in this version/],
+  ['rebase a', /not in this version/],
   ['--verbose', /no option '--verbose'/],
   ['info nbd://localhost/x', /local files/],
 ];

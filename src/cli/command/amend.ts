@@ -33,7 +33,7 @@ export const { define, run } = verb((program) =>
       ['-o refcount_bits=64,lazy_refcounts=on disk.qcow2', 'wider refcounts, which are written late'],
       ['-o data_file=/srv/new.raw disk.qcow2', 'tell that the data file was moved'],
       [
-        '--object secret,id=old,file=old.txt --object secret,id=new,file=new.txt -o encrypt.state=active,encrypt.new-secret=new disk.qcow2',
+        '--secret-file old --object secret,id=n,file=new -o encrypt.state=active,encrypt.new-secret=n disk.qcow2',
         'make a second passphrase open an encrypted image',
       ],
       [

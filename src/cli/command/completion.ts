@@ -12,6 +12,7 @@ import { define as convert } from './convert.ts';
 import { define as create } from './create.ts';
 import { define as doctor } from './doctor.ts';
 import { define as info } from './info.ts';
+import { define as key } from './key.ts';
 import { define as map } from './map.ts';
 import { define as resize } from './resize.ts';
 import { define as snapshot } from './snapshot.ts';
@@ -33,7 +34,7 @@ export const { define, run } = verb((program) =>
   )
     .addArgument(new Argument('<SHELL>', 'the shell').choices(Object.keys(SCRIPTS)))
     .action((shell: Shell) => {
-      const images = { create, info, map, check, convert, resize, amend, snapshot, bitmap };
+      const images = { create, info, map, check, convert, resize, amend, snapshot, bitmap, key };
       const definitions = { ...images, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
       out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));

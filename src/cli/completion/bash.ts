@@ -24,10 +24,10 @@ export function bashScript(program: string, verbs: readonly CompletedVerb[]): st
   });
   const words = verbs
     .filter((verb) => verb.words.length > 0)
-    .map(
-      (verb) =>
-        `    ${verb.name}) mapfile -t COMPREPLY < <(compgen -W '${verb.words.join(' ')}' -- "$word"); return ;;`,
-    );
+    .map((verb) => {
+      const reply = `mapfile -t COMPREPLY < <(compgen -W '${verb.words.join(' ')}' -- "$word"); return`;
+      return `    ${verb.name}) ${verb.files ? `if ((COMP_CWORD == 2)); then ${reply}; fi` : reply} ;;`;
+    });
   return `# bash completion of ${program}
 ${name}() {
   local word="\${COMP_WORDS[COMP_CWORD]}" before="\${COMP_WORDS[COMP_CWORD-1]}" verb="\${COMP_WORDS[1]}" words=''

@@ -13,7 +13,9 @@ export function fishScript(program: string, verbs: readonly CompletedVerb[]): st
     const here = `complete -c ${program} -n '__fish_seen_subcommand_from ${verb.name}'`;
     for (const option of verb.options)
       lines.push(`${here}${flagsOf(option)}${valueOf(option)} -d ${quoted(option.description)}`);
-    if (verb.words.length > 0) lines.push(`${here} -f -a '${verb.words.join(' ')}'`);
+    const words = verb.words.join(' ');
+    const first = `complete -c ${program} -n '__fish_seen_subcommand_from ${verb.name}; and not __fish_seen_subcommand_from ${words}'`;
+    if (words !== '') lines.push(`${verb.files ? first : here} -f -a '${words}'`);
   }
   return `${lines.join('\n')}\n`;
 }

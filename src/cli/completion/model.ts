@@ -17,8 +17,10 @@ export interface CompletedVerb {
   readonly name: string;
   readonly description: string;
   readonly options: readonly CompletedOption[];
-  /** Words that its argument can be; empty: files. */
+  /** Words that its first argument can be; empty: files. */
   readonly words: readonly string[];
+  /** Files follow the word. */
+  readonly files: boolean;
 }
 
 /** What there is to complete, from the very definitions that parse the command line. */
@@ -28,6 +30,7 @@ export function completedVerbs(commands: Readonly<Record<string, Command>>): Com
     description: VERBS[name] ?? '',
     options: [...command.options.filter((option) => !option.hidden).map(completedOption), HELP],
     words: command.registeredArguments[0]?.argChoices ?? [],
+    files: command.registeredArguments.length > 1,
   }));
 }
 

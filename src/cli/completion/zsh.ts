@@ -6,7 +6,9 @@ export function zshScript(program: string, verbs: readonly CompletedVerb[]): str
   const commands = verbs.map((verb) => `    ${quoted(`${verb.name}:${verb.description}`)}`);
   const cases = verbs.map((verb) => {
     const options = verb.options.map((option) => `        ${specOf(option)} \\`);
-    const rest = verb.words.length > 0 ? `'*:word:(${verb.words.join(' ')})'` : `'*:file:_files'`;
+    const files = `'*:file:_files'`;
+    const words = `:word:(${verb.words.join(' ')})'`;
+    const rest = verb.words.length === 0 ? files : verb.files ? `'1${words} ${files}` : `'*${words}`;
     return `      ${verb.name})\n        _arguments -s -S \\\n${options.map((line) => `  ${line}`).join('\n')}\n          ${rest} ;;`;
   });
   return `#compdef ${program}
