@@ -61,6 +61,16 @@ export {
 export { changeBitmap, readBitmap, type BitmapAction, type BitmapFileOptions } from './op/bitmaps.ts';
 export type { GuestRange } from './format/qcow2/write/edit-bitmaps.ts';
 export { amend, type AmendRequest } from './op/amend.ts';
+export {
+  convert,
+  type Converted,
+  type ConvertOptions,
+  type ConvertSource,
+  type ExistingTarget,
+  type NewTarget,
+} from './op/convert.ts';
+export { convertFromStream, convertToStream, type StreamTarget } from './op/convert-stream.ts';
+export type { Copied } from './op/copy/copy.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
 export type { ResizeOptions, ResizeTools } from './format/driver.ts';
 export type { FormatChange } from './format/qcow2/amend/amend.ts';
