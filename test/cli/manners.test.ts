@@ -58,6 +58,10 @@ const ACCEPTED: readonly (readonly [args: string, code: number])[] = [
   ['bitmap --merge a --source-file x --source-format=qcow2 y c', 0],
   ['bitmap --remove x a', 0],
   ['bitmap --remove x b', 0],
+  ['amend -f qcow2 -p -q -t none --force -o compat=1.1 x', 0],
+  ['amend --format qcow2 --quiet --cache unsafe --options lazy_refcounts=off x', 0],
+  ['amend --object secret,id=a,data=b -o refcount_bits=16 x', 0],
+  ['amend --image-opts -o compat=v3 driver=qcow2,file.filename=x', 0],
   ['doctor', 0],
   ['doctor --output json .', 0],
 ];

@@ -49,6 +49,10 @@ const CASES: readonly Case[] = [
     changes: [{ version: 2 }, { version: 3 }],
   },
   {
+    options: { clusterSize: 4096, version: 2, backing: { name: LONG, format: 'raw' } },
+    changes: [{ version: 3 }, { version: 2 }],
+  },
+  {
     options: { clusterSize: 4096, version: 2 },
     changes: [{ version: 3, refcountBits: 4, lazyRefcounts: true }, { lazyRefcounts: false }],
   },
@@ -107,8 +111,9 @@ async function made(one: Case, random: Random): Promise<MemoryStorage> {
   const unit = image.driver.granularity;
   const work = async (): Promise<void> => {
     for (let i = 0; i < 8; i++) {
-      const at = random.below(size / 512) * 512;
-      const length = Math.min(size - at, random.between(1, 3 * Math.max(1, unit / 512)) * 512);
+      const grain = random.chance(0.6) ? unit : 512;
+      const at = Math.floor(random.below(size) / grain) * grain;
+      const length = Math.min(size - at, random.between(1, (3 * unit) / grain) * grain);
       const dice = random.below(4);
       if (dice < 2) await image.write(patternOf(random.u32(), length), at);
       else if (dice === 2) await image.zero(at, length, { keepAllocated: random.chance(0.5) });
@@ -137,7 +142,11 @@ function isDirty(bytes: Uint8Array): boolean {
 /** What is wrong with a file in the middle of a change, or null. */
 async function judge(bytes: Uint8Array, one: Case, wanted: readonly Uint8Array[]): Promise<string | null> {
   const storage = MemoryStorage.from(bytes);
-  const found = await checkImage(storage, await readMetadata(storage, 'check'));
+  const metadata = await readMetadata(storage, 'check');
+  const named = [metadata.backingName, metadata.known.backingFormat ?? null];
+  const expected = [one.options.backing?.name ?? null, one.options.backing?.format ?? null];
+  if (named.join() !== expected.join()) return `another backing file: ${named.join()}`;
+  const found = await checkImage(storage, metadata);
   if (found.checkErrors > 0 || (found.corruptions > 0 && !isDirty(bytes)))
     return JSON.stringify(found.problems.slice(0, 3));
   for (const [index, content] of (await contents(bytes, one)).entries())
