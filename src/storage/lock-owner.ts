@@ -1,4 +1,4 @@
-import { fstatSync, promises as fs } from 'node:fs';
+import { fstatSync, promises as fs, readdirSync, readFileSync } from 'node:fs';
 
 /** A process that holds a lock. */
 export interface LockOwner {
@@ -8,8 +8,8 @@ export interface LockOwner {
 }
 
 /** Descriptors looked at before the search is given up, and the milliseconds it may take. */
-const MOST_DESCRIPTORS = 50_000;
-const MOST_TIME = 1000;
+const MOST_DESCRIPTORS = 200_000;
+const MOST_TIME = 5000;
 
 /**
  * Who holds a lock of an open file description on `byte` of the file of `fd`, by what /proc tells of other processes
@@ -29,13 +29,12 @@ async function search(fd: number, byte: number): Promise<LockOwner | undefined> 
   let descriptors = 0;
   for (const pid of await fs.readdir('/proc')) {
     if (!/^\d+$/.test(pid)) continue;
-    // The process may be gone by now, or belong to somebody else.
-    const names = await fs.readdir(`/proc/${pid}/fdinfo`).catch(() => []);
-    for (const name of names) {
+    // One turn of the loop for each process. What /proc tells is in memory: a turn of a thread for each would take longer.
+    await new Promise(setImmediate);
+    for (const name of descriptorsOf(pid)) {
       if (++descriptors > MOST_DESCRIPTORS || performance.now() > deadline) return undefined;
       if (Number(pid) === process.pid && Number(name) === fd) continue;
-      const info = await fs.readFile(`/proc/${pid}/fdinfo/${name}`, 'utf8').catch(() => '');
-      if (!holdsLock(info, file.ino, byte)) continue;
+      if (!holdsLock(infoOf(pid, name), file.ino, byte)) continue;
       // The lock line has no device that can be trusted (btrfs): the descriptor itself tells.
       const held = await fs.stat(`/proc/${pid}/fd/${name}`, { bigint: true }).catch(() => undefined);
       if (held?.dev !== file.dev || held.ino !== file.ino) continue;
@@ -43,6 +42,23 @@ async function search(fd: number, byte: number): Promise<LockOwner | undefined> 
     }
   }
   return undefined;
+}
+
+/** The open descriptors of a process; none of one that is gone by now, or belongs to somebody else. */
+function descriptorsOf(pid: string): string[] {
+  try {
+    return readdirSync(`/proc/${pid}/fdinfo`);
+  } catch {
+    return [];
+  }
+}
+
+function infoOf(pid: string, descriptor: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/fdinfo/${descriptor}`, 'utf8');
+  } catch {
+    return '';
+  }
 }
 
 /** Lines such as `lock:	1: OFDLCK ADVISORY  READ -1 fd:01:5242 100 101`: device and inode, first and last byte. */
