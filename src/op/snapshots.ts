@@ -112,6 +112,9 @@ async function changing<T>(
       throw new SpindleError('UNSUPPORTED', `${image.format} images have no snapshots`, { path });
     }
     return await image.alone(() => work(driver));
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= path;
+    throw error;
   } finally {
     await image.close();
   }

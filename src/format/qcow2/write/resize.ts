@@ -1,6 +1,7 @@
-import { alignDown, alignUp, divUp } from '../../../core/align.ts';
+import { alignDown, alignUp, divUp, isAligned } from '../../../core/align.ts';
 import { fillWithZeroes, reservable } from '../../../core/allocation.ts';
 import { SpindleError } from '../../../core/errors.ts';
+import { lockedData } from '../../crypto/encrypted-storage.ts';
 import type { ResizeTools } from '../../driver.ts';
 import { ZERO } from '../entry.ts';
 import { l1SizeFor } from '../geometry.ts';
@@ -21,12 +22,13 @@ const STEP = 64 * 1024 * 1024;
  * Changes the virtual size. Growing, the header's size comes last: before it nobody sees what is prepared. Shrinking,
  * what is cut off is made to read as zeroes first, so that a power cut leaves the disk large or small but never brings old
  * data back. Nothing else may use the image meanwhile.
- * @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT before anything is changed; NO_SPACE, IO
+ * @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, ENCRYPTED, LIMIT before anything is changed; NO_SPACE, IO
  */
 export async function resizeQcow2(image: Reloadable, size: number, tools: ResizeTools): Promise<void> {
+  const locked = image.writer().options.plain === lockedData;
   const mode = await image
     .writer()
-    .alone((whole) => Promise.resolve(settleSize(whole.metadata, size, tools)));
+    .alone((whole) => Promise.resolve(settleSize(whole.metadata, size, tools, locked)));
   if (mode === null) return;
   const { bitmaps } = image.writer().options;
   await bitmaps?.prepareSize(size);
@@ -41,13 +43,14 @@ export async function resizeQcow2(image: Reloadable, size: number, tools: Resize
 }
 
 /**
- * What there is to do for a size; null for nothing.
- * @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, LIMIT for what cannot be done
+ * What there is to do for a size; null for nothing. `locked`: guest data is encrypted, and no secret was given.
+ * @throws SpindleError BAD_SIZE, BAD_OPTION, UNSUPPORTED, ENCRYPTED, LIMIT for what cannot be done
  */
 export function settleSize(
   metadata: Metadata,
   size: number,
   tools: Pick<ResizeTools, 'preallocation' | 'backingSize'>,
+  locked = false,
 ): Qcow2Preallocation | 'shrink' | null {
   const { header, geometry, snapshots, size: old } = metadata;
   if (!Number.isSafeInteger(size) || size < 0 || size % SECTOR !== 0) {
@@ -58,6 +61,12 @@ export function settleSize(
     throw new SpindleError(
       'UNSUPPORTED',
       'version 2 images with snapshots keep their size: delete the snapshots',
+    );
+  }
+  if (locked && !isAligned(Math.min(size, old), geometry.clusterSize)) {
+    throw new SpindleError(
+      'ENCRYPTED',
+      'a size that ends inside a cluster needs zeroes behind it, but the image is encrypted and no secret was given',
     );
   }
   const mode = tools.preallocation ?? 'off';
