@@ -72,6 +72,8 @@ export {
 export { convertFromStream, convertToStream, type StreamTarget } from './op/convert-stream.ts';
 export type { Copied } from './op/copy/copy.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
+export { commit, type CommitOptions, type Committed } from './op/commit.ts';
+export { rebase, type NewBacking, type Rebased, type RebaseOptions } from './op/rebase.ts';
 export type { ResizeOptions, ResizeTools } from './format/driver.ts';
 export type { FormatChange } from './format/qcow2/amend/amend.ts';
 export type { OverlapCheck } from './format/qcow2/write/cluster-kinds.ts';

@@ -10,9 +10,11 @@ export const VERBS: Readonly<Record<string, string>> = {
   snapshot: 'list, make, apply and delete internal snapshots',
   bitmap: 'make, delete, merge and switch dirty bitmaps',
   key: 'list, add, remove and change the passphrases of a LUKS encrypted image',
+  commit: 'write an overlay into its backing file',
+  rebase: 'put an overlay on another backing file',
   doctor: 'tell what this host and a file system can do',
   completion: 'print a completion script for a shell',
 };
 
 /** Verbs of qemu-img that spindle does not have yet. */
-export const LATER: readonly string[] = ['bench', 'commit', 'compare', 'dd', 'measure', 'rebase'];
+export const LATER: readonly string[] = ['bench', 'compare', 'dd', 'measure'];

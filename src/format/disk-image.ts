@@ -159,6 +159,19 @@ export class DiskImage implements Image {
     });
   }
 
+  /**
+   * Makes whole units of the format read as zeroes whatever comes to lie below, though they may read so already. False
+   * where the format has no way to say so: then zeroes have to be written.
+   */
+  async cover(at: number, length: number): Promise<boolean> {
+    this.#checkChange(at, length);
+    let covered = true;
+    await this.#exclusive(at, length, async () => {
+      covered = await this.driver.zero(at, length, { keepAllocated: true });
+    });
+    return covered;
+  }
+
   async discard(at: number, length: number): Promise<void> {
     this.#checkChange(at, length);
     await this.#exclusive(at, length, async () => {

@@ -1,5 +1,6 @@
 import { SpindleError } from '../core/errors.ts';
 import type { Storage } from '../core/storage.ts';
+import type { Image } from './image.ts';
 
 /** What an image asks to have opened: words from inside a file that may be hostile. */
 export interface Reference {
@@ -21,6 +22,8 @@ export interface Opened {
   readonly name: string;
   /** The same for the same file however it is named; tells loops. */
   readonly id: string;
+  /** An image that was opened in `storage` before, to be what is below; closed with the image above it. */
+  readonly image?: Image;
 }
 
 /**

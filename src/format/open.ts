@@ -47,6 +47,11 @@ export interface OpenOptions {
   readonly dataFile?: string | undefined;
   /** Open the backing chain (default), or see unallocated ranges as zeroes. */
   readonly backing?: boolean | undefined;
+  /**
+   * Something will lie below an image that has no backing file now: zeroes that are written to it are written down, though
+   * it reads as zeroes anyway.
+   */
+  readonly covering?: boolean | undefined;
   /** Id or name of an internal snapshot to open instead of the active disk. */
   readonly snapshot?: string | undefined;
   /** Name for messages, and for resolving relative references. */
@@ -133,7 +138,7 @@ async function qcow2Driver(
     throw new SpindleError('BAD_OPTION', 'an overlay cannot be written to without its backing file');
   }
   return Qcow2WriteDriver.open(storage, metadata, dataFile, options.codec, {
-    backed,
+    backed: backed || options.covering === true,
     plain,
     overlapCheck: options.overlapCheck,
   });
@@ -158,6 +163,7 @@ async function openBacking(
     await opened.storage.close();
     throw loopError(opened);
   }
+  if (opened.image !== undefined) return opened.image;
   const { codec, crypto, secret } = options;
   return openLayer(
     opened.storage,

@@ -16,6 +16,10 @@ export interface CopyOptions extends Working {
    * the target's format at least.
    */
   readonly sparse: number;
+  /** Data is stored as it is, though it be zeroes; only what is known to be zero becomes zeroes. */
+  readonly verbatim?: boolean | undefined;
+  /** What becomes zeroes in the target keeps the space that it has there. */
+  readonly keepSpace?: boolean | undefined;
   /** Store data compressed. */
   readonly compress?: boolean | undefined;
   /** Share blocks with the source where the file system can (reflink). */
@@ -194,8 +198,9 @@ export class CopyJob {
 
   async #zero(at: number, length: number): Promise<void> {
     this.copied.zero += length;
-    if (this.#options.sparse === 0) return this.#writeZeroes(at, length);
-    if (!this.#options.blank) await this.#target.zero(at, length);
+    const { sparse, blank, keepSpace } = this.#options;
+    if (sparse === 0) return this.#writeZeroes(at, length);
+    if (!blank) await this.#target.zero(at, length, { keepAllocated: keepSpace === true });
   }
 
   async #writeZeroes(at: number, length: number): Promise<void> {
@@ -210,7 +215,7 @@ export class CopyJob {
 
   /** Stores a piece of the disk, but for the zeroes in it. */
   async writeData(bytes: Uint8Array, at: number): Promise<void> {
-    if (this.#options.sparse === 0) {
+    if (this.#options.sparse === 0 || this.#options.verbatim === true) {
       this.copied.written += bytes.length;
       return this.#store(bytes, at);
     }

@@ -9,6 +9,7 @@ import { CryptMethod, Incompatible } from '../layout.ts';
 import { readMetadata, type Metadata } from '../metadata.ts';
 import { checkCompressible, compressInOrder, compressorOf } from './compress.ts';
 import { setIncompatible } from './dirty-mark.ts';
+import { emptyDisk } from './empty.ts';
 import { LiveBitmaps } from './live-bitmaps.ts';
 import { announceChanges, refuseUnsound, soundMetadata } from './open-header.ts';
 import { resizeQcow2 } from './resize.ts';
@@ -211,6 +212,11 @@ export class Qcow2WriteDriver implements FormatDriver {
   #amending(): Amending {
     const { backed, plain } = this.#options;
     return { ...this.#reloadable(), backed, plain };
+  }
+
+  /** Takes everything out of the disk: see {@link emptyDisk}. Nothing else may use the image meanwhile. */
+  empty(): Promise<void> {
+    return this.changeSnapshots((image) => emptyDisk(image.writer()));
   }
 
   flush(): Promise<void> {

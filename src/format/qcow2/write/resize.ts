@@ -244,8 +244,8 @@ async function shrink(image: Reloadable, size: number, tools: ResizeTools): Prom
   });
 }
 
-/** Cuts the file after the last cluster in use. */
-async function cutFile(writer: Qcow2Writer, whole: WholeTables): Promise<void> {
+/** Cuts the file after the last cluster in use. Runs inside {@link Qcow2Writer.alone}. */
+export async function cutFile(writer: Qcow2Writer, whole: WholeTables): Promise<void> {
   const { clusterSize } = whole.metadata.geometry;
   let last = Math.floor(alignDown(whole.storage.size + clusterSize - 1, clusterSize) / clusterSize) - 1;
   while (last > 0 && (await writer.refcounts.get(last)) === 0) last--;

@@ -1,0 +1,73 @@
+import { Option } from 'commander';
+import { SpindleError } from '../../core/errors.ts';
+import { commit } from '../../op/commit.ts';
+import { cacheOption, type CacheMode } from '../cache-mode.ts';
+import { newCommand, sizeValue, verb } from '../command-line.ts';
+import { alsoSpelled } from '../expand.ts';
+import { interruptible } from '../interrupt.ts';
+import { out } from '../output.ts';
+import { progressOf } from '../percent.ts';
+import { progressOption, type ProgressForm } from '../progress.ts';
+import { warn } from '../report.ts';
+import { sourceOf, withSourceOptions, type SourceFlags } from '../source.ts';
+
+interface Flags extends SourceFlags {
+  readonly base?: string;
+  readonly drop?: boolean;
+  readonly rate?: number;
+  readonly cache?: CacheMode;
+  readonly p?: boolean;
+  readonly quiet?: boolean;
+  readonly progress: ProgressForm;
+}
+
+/** The command line of `commit`. */
+export const { define, run } = verb((program) =>
+  withSourceOptions(
+    newCommand(
+      program,
+      'commit',
+      'Write what an overlay holds into its backing file, and empty the overlay.\nOther overlays of that backing file show something else afterwards: do this only where there are none.',
+      [
+        ['top.qcow2', 'into its backing file; the overlay stays, empty'],
+        ['-d top.qcow2 && rm top.qcow2', 'the same where the overlay is not needed any more'],
+        ['-p -b base.qcow2 top.qcow2', 'into an image further down, with all layers between; with progress'],
+      ],
+    ),
+  )
+    .addOption(
+      new Option(
+        '-b, --base <FILE>',
+        'the image of the backing chain to write to (default: the backing file); implies -d',
+      ),
+    )
+    .addOption(new Option('-d, --drop', 'do not empty the overlay'))
+    .addOption(
+      alsoSpelled(
+        new Option('-r, --rate <SIZE>', 'bytes a second at most').argParser(sizeValue),
+        '--rate-limit',
+      ),
+    )
+    .addOption(
+      cacheOption('-t, --cache <MODE>', 'cache of the files that are written; all of them write safely'),
+    )
+    .option('-p', 'tell progress on standard output, as qemu-img does')
+    .option('-q, --quiet', 'print nothing')
+    .addOption(progressOption())
+    .action(async (file: string, flags: Flags) => {
+      const { path, format, share, secret } = sourceOf(file, flags);
+      if (share)
+        throw new SpindleError('BAD_OPTION', '-U is for looking; an image is committed alone', { path });
+      const { base, drop, rate, cache } = flags;
+      const done = await commit(path, {
+        ...{ format, secret, base, rate, direct: cache?.direct },
+        ...(drop === true ? { keep: true } : {}),
+        ...{ signal: interruptible(), onProgress: progressOf(flags) },
+      });
+      if (flags.quiet === true) return;
+      out('Image committed.\n');
+      if (program === 'qemu-img' || done.between.length === 0) return;
+      const names = done.between.join(', ');
+      warn(program, path, `between it and ${done.base}, ${names} cannot be used by itself any more`);
+    }),
+);
