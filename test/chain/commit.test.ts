@@ -85,23 +85,15 @@ qemu.describeWithQemu('commit, as qemu-img does it', () => {
         expect(done.emptied, where).toBe(named === undefined && keep !== true);
         for (let index = 0; index < layers.length; index++) {
           const format = layers[index]?.format ?? 'raw';
-          const [a, b] = [layerPath(ours, index), layerPath(theirs, index)];
-          expect(
-            await qemu.compare(
-              { path: `../ours/${layerName(index)}`, format },
-              { path: layerName(index), format },
-              { strict: false, cwd: theirs },
-            ),
-            `${where}: layer ${String(index)}`,
-          ).toBe(true);
-          const sizes = await Promise.all(
-            [a, b].map((path) => qemu.info(path, { format }) as Promise<{ 'virtual-size': number }>),
+          // Each where it is: qemu looks for data files in the current directory.
+          const [found, wanted] = await Promise.all(
+            [ours, theirs].map((cwd) => qemu.contentHash(layerName(index), 'scratch', { format, cwd })),
           );
-          expect(sizes[0]?.['virtual-size'], where).toBe(sizes[1]?.['virtual-size']);
+          expect(found, `${where}: layer ${String(index)}`).toBe(wanted);
           if (format === 'raw') continue;
-          const found = await qemu.check(layerName(index), { cwd: ours });
-          expect(found.code, `${where}: layer ${String(index)} ${found.stderr}`).toBe(0);
-          expect((await checkFile(a)).problems).toEqual([]);
+          const judged = await qemu.check(layerName(index), { cwd: ours });
+          expect(judged.code, `${where}: layer ${String(index)} ${judged.stderr}`).toBe(0);
+          expect((await checkFile(layerPath(ours, index))).problems).toEqual([]);
         }
         expect(await topKinds(layerName(top), { cwd: ours }), where).toEqual(
           await topKinds(layerName(top), { cwd: theirs }),

@@ -76,5 +76,17 @@ export async function topKinds(path: string, options: qemu.ImageOptions = {}): P
   return runs.map(({ start, end, kind }) => `${String(start)}-${String(end)} ${kind}`);
 }
 
+/** The ranges of the disk that the top layer holds, as data or zeroes, by `qemu-img map`. */
+export async function topRanges(path: string, options: qemu.ImageOptions = {}): Promise<string[]> {
+  const runs: [start: number, end: number][] = [];
+  for (const { start, length, depth, present } of await qemu.map(path, options)) {
+    if (depth > 0 || !present) continue;
+    const last = runs[runs.length - 1];
+    if (last?.[1] === start) last[1] = start + length;
+    else runs.push([start, start + length]);
+  }
+  return runs.map(([start, end]) => `${String(start)}-${String(end)}`);
+}
+
 /** The path of a layer. */
 export const layerPath = (dir: string, index: number): string => join(dir, layerName(index));
