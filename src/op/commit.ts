@@ -1,13 +1,11 @@
 import { SpindleError } from '../core/errors.ts';
 import type { Working } from '../core/working.ts';
-import { DiskImage } from '../format/disk-image.ts';
 import type { Gate } from '../format/gate.ts';
 import type { Image } from '../format/image.ts';
-import { Qcow2WriteDriver } from '../format/qcow2/write/driver.ts';
 import { besideImage, localName } from '../core/path.ts';
 import { chainOf, findBelow, identityOfName, type ChainLayer } from './chain.ts';
-import { aboveSource } from './copy/above.ts';
-import { copyDisk, type Copied } from './copy/copy.ts';
+import { bringDown } from './commit/bring-down.ts';
+import type { Copied } from './copy/copy.ts';
 import { fileGate } from './file-gate.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 
@@ -66,8 +64,8 @@ export async function commit(path: string, options: CommitOptions = {}): Promise
     });
     sure(top, base);
     const from = base.size;
-    const copied = await copyDown(top, base, emptied, options);
-    if (emptied) await empty(top);
+    const { signal, onProgress, rate } = options;
+    const copied = await bringDown(top, base, { emptied, signal, onProgress, rate });
     const size = base.size;
     await top.close();
     const between = chain.slice(1, index).map((layer) => layer.path);
@@ -114,31 +112,4 @@ function gateTo(base: Image, { identity, path }: ChainLayer): Gate {
       return { storage: base.storage, name: path, id: identity ?? path, image: base };
     return files(reference);
   };
-}
-
-async function copyDown(
-  top: Image,
-  base: Image,
-  emptied: boolean,
-  { signal, onProgress, rate }: CommitOptions,
-): Promise<Copied> {
-  if (!(base instanceof DiskImage)) throw new TypeError('an image that was opened is a DiskImage');
-  const { data } = base.driver;
-  // A disk that has all of its space already keeps it.
-  const thick = ((await data.allocatedSize?.()) ?? 0) >= base.size;
-  if (base.size < top.size) await base.resize(top.size);
-  const copied = await copyDisk(aboveSource(top, base), base, {
-    ...{ signal, onProgress, rate, blank: false, sparse: 512, verbatim: true, keepSpace: thick },
-    // Blocks that are shared for good would be copied at the next write.
-    share: emptied && !thick,
-  });
-  await base.flush();
-  return copied;
-}
-
-async function empty(top: Image): Promise<void> {
-  const { driver } = top;
-  if (!(top instanceof DiskImage) || !(driver instanceof Qcow2WriteDriver))
-    throw new TypeError('only a qcow2 image has a backing file');
-  await top.alone(() => driver.empty());
 }
