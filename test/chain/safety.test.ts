@@ -410,7 +410,7 @@ qemu.describeWithQemu('commit and rebase beside qemu', () => {
       const seen = new Set<string | null>();
       const kept = readFileSync(top);
       for (let round = 0; round < KILLS; round++) {
-        const work = ['rebase', top, 'other.raw', 'base.raw', ''];
+        const work = ['rebase', top, 'other.raw', '', 'base.raw'];
         await runAndKill(work, random.below(120), round % 2 === 0 ? 'started' : 'switched');
         const context = `round ${String(round)}, SPINDLE_SEED=${String(random.seed)}`;
         expect([0, 3], context).toContain((await qemu.check(top)).code);
