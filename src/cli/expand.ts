@@ -9,6 +9,9 @@ export function alsoSpelled(option: Option, ...names: string[]): Option {
   return option;
 }
 
+/** What `--progress` takes. */
+const FORMS = ['auto', 'json', 'none'];
+
 /**
  * Spells out long options that are shortened to a beginning which fits one only, as getopt allows:
  * `--backing-ch` is `--backing-chain`. What fits none or several stays, to be refused by its own name.
@@ -19,6 +22,15 @@ export function expandLongOptions(command: Command, args: readonly string[]): st
   for (let at = 0; at < args.length; at++) {
     const arg = args[at] ?? '';
     if (arg === '--') return [...expanded, ...args.slice(at)];
+    // For qemu-img it is the long name of -p; ours says in which form.
+    if (
+      arg === '--progress' &&
+      !FORMS.includes(args[at + 1] ?? '') &&
+      shortOption(options, '-p') !== undefined
+    ) {
+      expanded.push('-p');
+      continue;
+    }
     const [, name, value = ''] = /^(--[^=]+)(=.*)?$/s.exec(arg) ?? [];
     const option = name === undefined ? shortOption(options, arg) : longOption(options, name);
     const spelled = name === undefined ? arg : (option?.long ?? name) + value;
