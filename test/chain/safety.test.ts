@@ -185,7 +185,7 @@ describe('rebase', () => {
     const over = join(dir, 'over.qcow2');
     await create({ path: over, format: 'qcow2', backing: { name: 'top.qcow2', format: 'qcow2' } });
     const uses = join(dir, 'uses.qcow2');
-    await create({ path: uses, format: 'qcow2', size: MIB, qcow2: { dataFile: 'uses.data' } });
+    await create({ path: uses, format: 'qcow2', size: MIB, qcow2: { dataFile: join(dir, 'uses.data') } });
     const small = join(dir, 'small.qcow2');
     await create({
       path: small,
@@ -244,7 +244,12 @@ describe('rebase', () => {
   it('refuses a backing file for an image whose data file is a disk by itself', async () => {
     const { dir } = await pair();
     const path = join(dir, 'd.qcow2');
-    await create({ path, format: 'qcow2', size: MIB, qcow2: { dataFile: 'd.raw', dataFileRaw: true } });
+    await create({
+      path,
+      format: 'qcow2',
+      size: MIB,
+      qcow2: { dataFile: join(dir, 'd.raw'), dataFileRaw: true },
+    });
     for (const unsafe of [false, true])
       await expect(rebase(path, { name: 'base.raw', format: 'raw' }, { unsafe })).rejects.toMatchObject({
         code: 'UNSUPPORTED',

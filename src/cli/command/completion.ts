@@ -8,12 +8,14 @@ import { out } from '../output.ts';
 import { define as amend } from './amend.ts';
 import { define as bitmap } from './bitmap.ts';
 import { define as check } from './check.ts';
+import { define as commit } from './commit.ts';
 import { define as convert } from './convert.ts';
 import { define as create } from './create.ts';
 import { define as doctor } from './doctor.ts';
 import { define as info } from './info.ts';
 import { define as key } from './key.ts';
 import { define as map } from './map.ts';
+import { define as rebase } from './rebase.ts';
 import { define as resize } from './resize.ts';
 import { define as snapshot } from './snapshot.ts';
 
@@ -35,7 +37,8 @@ export const { define, run } = verb((program) =>
     .addArgument(new Argument('<SHELL>', 'the shell').choices(Object.keys(SCRIPTS)))
     .action((shell: Shell) => {
       const images = { create, info, map, check, convert, resize, amend, snapshot, bitmap, key };
-      const definitions = { ...images, doctor, completion: define };
+      const chains = { commit, rebase };
+      const definitions = { ...images, ...chains, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
       out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));
     }),
