@@ -84,7 +84,12 @@ export class History {
       });
     }
     const backing = point.backing === 'none' ? {} : { backing: { path: base, format: point.backing } };
-    await qemu.create(path, size, { format: 'qcow2', options: qemuOptions(point), ...backing });
+    const late = point.version === 3 && random.chance(0.3) ? { lazy_refcounts: 'on' } : {};
+    await qemu.create(path, size, {
+      format: 'qcow2',
+      options: { ...qemuOptions(point), ...late },
+      ...backing,
+    });
     const steps: qemu.Fill[] = [];
     if (point.preallocation === 'off') {
       for (let at = 0; at < size; at += point.clusterSize) {

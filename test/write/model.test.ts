@@ -31,7 +31,8 @@ async function makeImage(
     });
   }
   const backing = point.backing === 'none' ? {} : { backing: { path: base, format: point.backing } };
-  await qemu.create(path, size, { format: 'qcow2', options: qemuOptions(point), ...backing });
+  const late = point.version === 3 && random.chance(0.3) ? { lazy_refcounts: 'on' } : {};
+  await qemu.create(path, size, { format: 'qcow2', options: { ...qemuOptions(point), ...late }, ...backing });
   const steps: qemu.Fill[] = [];
   if (point.preallocation === 'off') {
     for (let at = 0; at + point.clusterSize <= size; at += point.clusterSize) {

@@ -33,12 +33,12 @@ export const { define, run } = verb((program) =>
       ['-o refcount_bits=64,lazy_refcounts=on disk.qcow2', 'wider refcounts, which are written late'],
       ['-o data_file=/srv/new.raw disk.qcow2', 'tell that the data file was moved'],
       [
-        '--secret-file old --object secret,id=n,file=new -o encrypt.state=active,encrypt.new-secret=n disk.qcow2',
-        'make a second passphrase open an encrypted image',
+        '--secret-file now.txt --object secret,id=n,file=new.txt -o encrypt.state=active,encrypt.new-secret=n x',
+        'make another passphrase open the encrypted image x',
       ],
       [
-        '--object secret,id=old,file=old.txt -o encrypt.state=inactive,encrypt.old-secret=old disk.qcow2',
-        'make the first one open it no more',
+        '--object secret,id=o,file=old.txt -o encrypt.state=inactive,encrypt.old-secret=o x',
+        'make that passphrase open it no more',
       ],
       ['-f qcow2 -o help', 'list the options'],
     ],
