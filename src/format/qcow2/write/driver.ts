@@ -97,7 +97,8 @@ export class Qcow2WriteDriver implements FormatDriver {
   /** Reads everything anew from the disk; `size` is the virtual size to work with where it is not the header's. */
   async #reload(size?: number): Promise<void> {
     try {
-      const { usedEnd } = this.writer;
+      const { usedEnd, cache } = this.writer;
+      cache.clear();
       const found = await readMetadata(this.#storage, 'data');
       const metadata = size === undefined ? found : { ...found, size };
       const options = { ...this.#options, usedEnd };

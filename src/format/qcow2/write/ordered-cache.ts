@@ -149,6 +149,15 @@ export class OrderedCache {
     }
   }
 
+  /** Forgets everything, changed or not. */
+  clear(): void {
+    this.#epoch++;
+    this.#pages.clear();
+    this.#dirty.forEach((pages) => pages.clear());
+    this.#bytes = 0;
+    this.#dirtyBytes = 0;
+  }
+
   #clean(page: Page): void {
     if (page.dirtyTo <= page.dirtyFrom) return;
     this.#dirty[page.rank]?.delete(page);

@@ -4,12 +4,13 @@ import { formatError, SpindleError } from '../../../core/errors.ts';
 import { COPIED, offsetOf } from '../entry.ts';
 import { HeaderOffset, Limit, TABLE_ENTRY } from '../layout.ts';
 import { getRefcount, setRefcount } from '../refcount.ts';
-import { L1Table, sliceSizeOf } from '../tables.ts';
+import { sliceSizeOf, type L1Table } from '../tables.ts';
 import type { ClusterRun } from './allocator.ts';
 import type { MetadataKind } from './cluster-kinds.ts';
 import { Deltas } from './deltas.ts';
 import { isCompressed, readEntry } from './l2-editor.ts';
 import { Rank } from './ordered-cache.ts';
+import type { RefcountScan } from './refcounts.ts';
 import type { Reloadable, WholeTables } from './whole.ts';
 import type { Qcow2Writer } from './writer.ts';
 
@@ -34,7 +35,11 @@ export class Shadow {
   readonly #writer: Qcow2Writer;
   readonly #whole: WholeTables;
   readonly #deltas: Deltas;
+  /** The refcounts as they are: nothing is changed while this runs. */
+  readonly #refcounts: RefcountScan;
   readonly #l1: L1Table;
+  /** A cluster that is put together before it is written. */
+  readonly #scratch: Uint8Array;
   /** Where L2 tables moved, by their L1 index. */
   readonly #moved = new Map<number, number>();
   /** Clusters that the new state does not use any more. */
@@ -51,6 +56,8 @@ export class Shadow {
     this.#l1 = writer.editor.l1;
     this.#deltas = new Deltas(whole.metadata.geometry.refcountsPerBlock, atOnce);
     this.#usedEnd = writer.usedEnd;
+    this.#refcounts = writer.refcounts.scan();
+    this.#scratch = new Uint8Array(whole.metadata.geometry.clusterSize);
   }
 
   /** Whether so much has gathered in memory that it should be committed. */
@@ -63,8 +70,10 @@ export class Shadow {
     for (let cluster = start; cluster < start + count; cluster++) this.#deltas.add(cluster, delta);
   }
 
-  async #refcount(cluster: number): Promise<number> {
-    return (await this.#writer.refcounts.get(cluster)) + this.#deltas.get(cluster);
+  #refcount(cluster: number): number | Promise<number> {
+    const delta = this.#deltas.get(cluster);
+    const now = this.#refcounts.get(cluster);
+    return now instanceof Promise ? now.then((value) => value + delta) : now + delta;
   }
 
   /**
@@ -85,7 +94,8 @@ export class Shadow {
         const entry = readEntry(view, within, extendedL2);
         const offset = offsetOf(entry.hi, entry.lo);
         if (isCompressed(entry) || offset === 0) continue;
-        const hi = flagged(entry.hi, (await this.#refcount(offset / clusterSize)) === 1);
+        const found = this.#refcount(offset / clusterSize);
+        const hi = flagged(entry.hi, (found instanceof Promise ? await found : found) === 1);
         if (hi !== entry.hi) changes.push({ at: at + within, hi });
       }
     }
@@ -101,10 +111,11 @@ export class Shadow {
     const { geometry } = this.#whole.metadata;
     const { clusterSize } = geometry;
     const sliceSize = sliceSizeOf(geometry);
-    const copy = new Uint8Array(clusterSize);
+    const copy = this.#scratch;
     for (let at = 0; at < clusterSize; at += sliceSize)
       copy.set((await this.#writer.cache.page(table + at, sliceSize, Rank.L2)).bytes, at);
-    for (const { at, hi } of changes) viewOf(copy).setUint32(at, hi);
+    const view = viewOf(copy);
+    for (const { at, hi } of changes) view.setUint32(at, hi);
     const place = await this.write(copy, 'L2 table');
     this.count({ start: place / clusterSize, count: 1 }, references - 1);
     this.count({ start: table / clusterSize, count: 1 }, -references);
@@ -270,10 +281,9 @@ export class Shadow {
     const { refcounts, cache } = this.#writer;
     const { clusterSize, refcountOrder, refcountsPerBlock } = this.#whole.metadata.geometry;
     const before = refcounts.blockAt(index);
-    const bytes =
-      before === 0
-        ? new Uint8Array(clusterSize)
-        : (await cache.page(before, clusterSize, Rank.REFCOUNT_BLOCK)).bytes.slice();
+    const bytes = this.#scratch;
+    if (before === 0) bytes.fill(0);
+    else bytes.set((await cache.page(before, clusterSize, Rank.REFCOUNT_BLOCK)).bytes);
     const view = viewOf(bytes);
     for (const [within, delta] of this.#deltas.inBlock(index)) {
       const value = getRefcount(view, refcountOrder, within) + delta;

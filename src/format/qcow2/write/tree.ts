@@ -80,11 +80,13 @@ export class Tree {
    */
   async checkRoom(l1: L1Table, skip: Skip): Promise<void> {
     const { refcounts } = this.#writer;
+    const scan = refcounts.scan();
     // Streams share clusters, so theirs are counted; nothing else of one tree may share.
     const shared = new Map<number, number>();
     const check = async ({ start, count }: ClusterRun, times: number): Promise<void> => {
       for (let cluster = start; cluster < start + count; cluster++) {
-        const now = await refcounts.get(cluster);
+        const found = scan.get(cluster);
+        const now = found instanceof Promise ? await found : found;
         if (now === 0) throw this.#free(cluster);
         if (now + times > refcounts.max) throw this.#narrow();
       }
