@@ -295,7 +295,7 @@ qemu.describeWithQemu('amending', () => {
       [external, { dataFile: raw }, 'BAD_OPTION'],
       [external, { dataFile: '' }, 'BAD_OPTION'],
       [zstd, { version: 2 }, 'BAD_OPTION'],
-      [marked, { version: 2 }, 'UNSUPPORTED'],
+      [marked, { version: 2 }, 'BAD_OPTION'],
       [resized, { version: 2 }, 'BAD_OPTION'],
       [raw, { size: 2 ** 21 }, 'UNSUPPORTED'],
     ];
