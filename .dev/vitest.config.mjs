@@ -7,7 +7,8 @@ const SLOW = [
   'test/fuzz/**',
   'test/convert/differential.test.ts',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
-  'test/write/{bitmaps-model,bitmaps-crash}.test.ts',
+  'test/write/{amend,amend-crash,bitmaps-model,bitmaps-crash,large}.test.ts',
+  'test/chain/crash.test.ts',
 ];
 const quick = process.env.SPINDLE_QUICK === '1';
 
