@@ -142,17 +142,18 @@ async function inShadows(
   } = {},
   progress = { next: 0 },
 ): Promise<void> {
-  for (let begun = false, done = false; !done; begun = true) {
+  const state = { begun: false, done: false };
+  for (; !state.done; state.begun = true) {
     const writer = image.writer();
     await writer.alone(async (whole) => {
       const shadow = new Shadow(writer, whole, image);
       const scene = { whole, shadow, tree: new Tree(writer, whole), l1: writer.editor.l1 };
       try {
-        let place = begun ? undefined : await tables.first?.(scene);
+        let place = state.begun ? undefined : await tables.first?.(scene);
         let index = progress.next;
         while (index < entries && !shadow.full) await step(scene, index++);
-        done = index >= entries;
-        if (done) place = (await tables.last?.(scene)) ?? place;
+        state.done = index >= entries;
+        if (state.done) place = (await tables.last?.(scene)) ?? place;
         await shadow.commit(place);
         progress.next = index;
       } catch (error) {
@@ -162,7 +163,7 @@ async function inShadows(
         throw error;
       }
     });
-    if (!done) await image.reload();
+    if (!state.done) await image.reload();
   }
 }
 
