@@ -6,6 +6,7 @@ const SLOW = [
   'test/differential/**',
   'test/fuzz/**',
   'test/convert/differential.test.ts',
+  'test/chain/**',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
   'test/write/{amend,amend-crash,bitmaps-model,bitmaps-crash,large}.test.ts',
   'test/chain/crash.test.ts',

@@ -79,7 +79,10 @@ export async function refuseLoop(
       backingPath: null,
       backingFormat: null,
     };
-    if (qcow2?.dataFile != null && (await identityOfName(besideImage(qcow2.dataFile, name))) === own)
+    if (
+      typeof qcow2?.dataFile === 'string' &&
+      (await identityOfName(besideImage(qcow2.dataFile, name))) === own
+    )
       throw loop();
     name = backingPath;
     format = backingFormat ?? undefined;

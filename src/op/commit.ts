@@ -82,7 +82,7 @@ function refuse(chain: readonly ChainLayer[], path: string): void {
   if (chain.length < 2) {
     const [top] = chain;
     const why =
-      top?.backingName == null
+      typeof top?.backingName !== 'string'
         ? 'it has no backing file that it could be committed to'
         : `its backing file '${top.backingName}' is not a local file`;
     throw new SpindleError('UNSUPPORTED', why, { path });

@@ -9,7 +9,7 @@ import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 
 const M = 1024 ** 2;
-const ROUNDS = Number(process.env['SPINDLE_CHAIN_ROUNDS'] ?? 3);
+const ROUNDS = Number(process.env['SPINDLE_CHAIN_ROUNDS'] ?? 2);
 
 const qcow2 = (
   size: number,
@@ -42,6 +42,10 @@ const CHAINS: Readonly<Record<string, readonly ChainLayer[]>> = {
   'data files': [qcow2(3 * M, { data_file: 'zero.data' }), qcow2(3 * M, { data_file: 'one.data' })],
   'data file that grows': [qcow2(2 * M, { data_file: 'zero.data' }), qcow2(3 * M)],
   'snapshots in both': [qcow2(3 * M, {}, { snapshot: true }), qcow2(3 * M, {}, { snapshot: true })],
+  bitmaps: [
+    qcow2(2 * M, {}, { bitmaps: true }),
+    qcow2(3 * M, { extended_l2: 'on' }, { bitmaps: true, snapshot: true }),
+  ],
   'lazy refcounts, narrow refcounts': [
     qcow2(3 * M, { lazy_refcounts: 'on' }),
     qcow2(3 * M, { refcount_bits: 1, cluster_size: 4096 }),
@@ -91,6 +95,9 @@ qemu.describeWithQemu('commit, as qemu-img does it', () => {
           );
           expect(found, `${where}: layer ${String(index)}`).toBe(wanted);
           if (format === 'raw') continue;
+          const facts = await Promise.all([ours, theirs].map((cwd) => qemu.info(layerName(index), { cwd })));
+          const [now, then] = facts.map((one) => (one as Record<string, unknown>)['format-specific']);
+          expect(now, where).toEqual(then);
           const judged = await qemu.check(layerName(index), { cwd: ours });
           expect(judged.code, `${where}: layer ${String(index)} ${judged.stderr}`).toBe(0);
           expect((await checkFile(layerPath(ours, index))).problems).toEqual([]);

@@ -9,7 +9,7 @@ import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 
 const M = 1024 ** 2;
-const ROUNDS = Number(process.env['SPINDLE_CHAIN_ROUNDS'] ?? 3);
+const ROUNDS = Number(process.env['SPINDLE_CHAIN_ROUNDS'] ?? 2);
 
 const qcow2 = (
   size: number,
@@ -32,6 +32,7 @@ const CHAINS: Readonly<Record<string, readonly ChainLayer[]>> = {
   'preallocated subclusters': [raw(2 * M), qcow2(3 * M, { extended_l2: 'on', preallocation: 'metadata' })],
   compressed: [qcow2(3 * M, {}, { compressed: 65_536 }), qcow2(3 * M, {}, { compressed: 65_536 })],
   'data files': [qcow2(3 * M, { data_file: 'zero.data' }), qcow2(3 * M, { data_file: 'one.data' })],
+  bitmaps: [qcow2(3 * M), qcow2(3 * M, { cluster_size: '16k' }, { bitmaps: true })],
   snapshot: [qcow2(3 * M), qcow2(3 * M, {}, { snapshot: true })],
   'three layers': [raw(2 * M), qcow2(3 * M, { lazy_refcounts: 'on' }), qcow2(4 * M)],
   'four layers of many sizes': [qcow2(4 * M), qcow2(2 * M), qcow2(M + 4096), qcow2(4 * M)],

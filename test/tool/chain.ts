@@ -12,6 +12,8 @@ export interface ChainLayer {
   readonly compressed?: number;
   /** It has an internal snapshot, made between the writes. */
   readonly snapshot?: boolean;
+  /** It has two persistent bitmaps, one of which records. */
+  readonly bitmaps?: boolean;
 }
 
 /** Names of the layers, from the bottom up: `0.img`, `1.img`... All names in them are relative. */
@@ -52,6 +54,11 @@ export async function makeChain(dir: string, layers: readonly ChainLayer[], rand
     });
     if (size === 0) continue;
     await qemu.fill(layerName(index), steps(random, layer, 8), { format, cwd: dir });
+    if (layer.bitmaps === true) {
+      await qemu.bitmap(layerName(index), 'records', ['--add', '-g', '64k'], { cwd: dir });
+      await qemu.bitmap(layerName(index), 'rests', ['--add', '--disable', '-g', '4k'], { cwd: dir });
+      await qemu.fill(layerName(index), steps(random, { ...layer, compressed: 0 }, 3), { format, cwd: dir });
+    }
     if (layer.snapshot !== true) continue;
     await qemu.snapshot(layerName(index), 'create', 'before', { cwd: dir });
     await qemu.fill(layerName(index), steps(random, { ...layer, compressed: 0 }, 8), { format, cwd: dir });

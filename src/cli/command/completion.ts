@@ -36,9 +36,21 @@ export const { define, run } = verb((program) =>
   )
     .addArgument(new Argument('<SHELL>', 'the shell').choices(Object.keys(SCRIPTS)))
     .action((shell: Shell) => {
-      const images = { create, info, map, check, convert, resize, amend, snapshot, bitmap, key };
-      const chains = { commit, rebase };
-      const definitions = { ...images, ...chains, doctor, completion: define };
+      const images = {
+        create,
+        info,
+        map,
+        check,
+        convert,
+        resize,
+        amend,
+        snapshot,
+        bitmap,
+        commit,
+        rebase,
+        key,
+      };
+      const definitions = { ...images, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
       out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));
     }),
