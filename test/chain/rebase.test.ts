@@ -114,9 +114,11 @@ qemu.describeWithQemu('rebase, as qemu-img does it', () => {
               [ours, theirs].map((cwd) => qemu.info(file, { cwd, chain: false })),
             );
             expect(settled(found), context).toEqual(settled(wanted));
-            expect(await topRanges(file, { cwd: ours }), context).toEqual(
-              await topRanges(file, { cwd: theirs }),
-            );
+            // Version 2 has no zero clusters: which of them hold zeroes as data is each one's own choice.
+            if (layers[top]?.options?.['compat'] !== '0.10')
+              expect(await topRanges(file, { cwd: ours }), context).toEqual(
+                await topRanges(file, { cwd: theirs }),
+              );
           }
           for (const path of [ours, theirs]) rmSync(path, { recursive: true });
         }

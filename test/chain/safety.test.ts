@@ -21,6 +21,7 @@ import { patternOf } from '../tool/model.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { addonHere } from '../native/help.ts';
 
 const MIB = 1024 ** 2;
 const KILLS = Math.ceil(Number(process.env['SPINDLE_KILLS'] ?? 200) / 10);
@@ -76,13 +77,16 @@ describe('commit', () => {
     for (const name of ['other.raw', other, top, 'absent'])
       await expect(commit(top, { base: name })).rejects.toMatchObject({ code: 'BAD_OPTION', path: top });
     await expect(commit(join(dir, 'absent'))).rejects.toMatchObject({ code: 'NOT_FOUND' });
-    const one = await openImageFile(base, { format: 'raw', write: true });
-    await expect(commit(top)).rejects.toMatchObject({ code: 'IN_USE', path: base });
-    await one.close();
-    const reader = await openImageFile(top);
-    for (const options of [{}, { keep: true }])
-      await expect(commit(top, options)).rejects.toMatchObject({ code: 'IN_USE' });
-    await reader.close();
+    // The twins hold no locks.
+    if (addonHere) {
+      const one = await openImageFile(base, { format: 'raw', write: true });
+      await expect(commit(top)).rejects.toMatchObject({ code: 'IN_USE', path: base });
+      await one.close();
+      const reader = await openImageFile(top);
+      for (const options of [{}, { keep: true }])
+        await expect(commit(top, options)).rejects.toMatchObject({ code: 'IN_USE' });
+      await reader.close();
+    }
     expect([base, top].map(sha256)).toEqual(before);
     rmSync(base);
     await expect(commit(top)).rejects.toMatchObject({ code: 'BACKING_NOT_FOUND' });
@@ -229,15 +233,18 @@ describe('rebase', () => {
         rebase(top, to(`${'./'.repeat(500)}${'n'.repeat(250)}`, 'raw'), { unsafe }),
       ).rejects.toMatchObject({ code: 'BAD_OPTION' });
       rmSync(join(dir, 'n'.repeat(250)));
+      if (!addonHere) continue;
       const reader = await openImageFile(top);
       await expect(rebase(top, null, { unsafe })).rejects.toMatchObject({ code: 'IN_USE' });
       await reader.close();
     }
     await expect(rebase(top, to('absent'))).rejects.toMatchObject({ code: 'BACKING_NOT_FOUND', path: top });
     await expect(rebase(uses, null, { compress: true })).rejects.toMatchObject({ code: 'UNSUPPORTED' });
-    const writer = await openImageFile(base, { format: 'raw', write: true });
-    await expect(rebase(top, null)).rejects.toMatchObject({ code: 'IN_USE' });
-    await writer.close();
+    if (addonHere) {
+      const writer = await openImageFile(base, { format: 'raw', write: true });
+      await expect(rebase(top, null)).rejects.toMatchObject({ code: 'IN_USE' });
+      await writer.close();
+    }
     expect(files.map(sha256)).toEqual(before);
   });
 
