@@ -234,7 +234,8 @@ export class Recorder {
           this.driver.changeSnapshots((whole) => createSnapshot(whole, { name, date })),
         );
         this.snapshots.set(id, model.bytes.slice());
-        this.#promise(); return;
+        this.#promise();
+        return;
       }
       case 'apply':
       case 'delete': {
@@ -243,7 +244,8 @@ export class Recorder {
         await image.alone(() => this.driver.changeSnapshots((whole) => work(whole, found)));
         if (step.do === 'apply') this.model = new Model((this.snapshots.get(step.id) ?? model.bytes).slice());
         else this.snapshots.delete(step.id);
-        this.#promise(); return;
+        this.#promise();
+        return;
       }
       case 'resize': {
         const last = this.moments[this.moments.length - 1];
@@ -252,7 +254,8 @@ export class Recorder {
         const bytes = new Uint8Array(step.size);
         bytes.set(model.bytes.subarray(0, step.size));
         this.model = new Model(bytes);
-        this.#promise(); return;
+        this.#promise();
+        return;
       }
       case 'compress': {
         this.#touch(step.at, step.length);

@@ -142,20 +142,20 @@ async function inShadows(
   } = {},
   progress = { next: 0 },
 ): Promise<void> {
-  const state = { begun: false, done: false };
-  for (; !state.done; state.begun = true) {
+  for (let begun = false; ; begun = true) {
     const writer = image.writer();
-    await writer.alone(async (whole) => {
+    const done = await writer.alone(async (whole) => {
       const shadow = new Shadow(writer, whole, image);
       const scene = { whole, shadow, tree: new Tree(writer, whole), l1: writer.editor.l1 };
       try {
-        let place = state.begun ? undefined : await tables.first?.(scene);
+        let place = begun ? undefined : await tables.first?.(scene);
         let index = progress.next;
         while (index < entries && !shadow.full) await step(scene, index++);
-        state.done = index >= entries;
-        if (state.done) place = (await tables.last?.(scene)) ?? place;
+        const last = index >= entries;
+        if (last) place = (await tables.last?.(scene)) ?? place;
         await shadow.commit(place);
         progress.next = index;
+        return last;
       } catch (error) {
         // Nobody knows which of the two the disk holds: what was done before must stay.
         if (shadow.shown) progress.next = 0;
@@ -163,7 +163,8 @@ async function inShadows(
         throw error;
       }
     });
-    if (!state.done) await image.reload();
+    if (done) return;
+    await image.reload();
   }
 }
 
