@@ -8,6 +8,7 @@ import { describePoint, gridPoints, inParallel, qemuOptions, type GridPoint } fr
 import { applyStep, firstDifference, Model, randomStep, type Step } from '../tool/model.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
+import { failing, minimalCase, shrink } from '../tool/shrink.ts';
 import { tempDir } from '../tool/temp.ts';
 
 const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 2000);
@@ -52,63 +53,107 @@ async function readAll(image: Image): Promise<Uint8Array> {
   return bytes;
 }
 
+/** One sequence of steps: everything about it follows from its seed. */
+interface Sequence {
+  readonly dir: string;
+  readonly name: string;
+  readonly point: GridPoint;
+  readonly seed: number;
+  /** Puts something between the steps and the image: a bug, for instance. */
+  readonly plant?: (image: Image) => Image;
+}
+
+/** The steps of a sequence on an image of this size. */
+function stepsOf({ seed, point }: Sequence, size: number): Step[] {
+  const random = new Random(~seed);
+  return Array.from({ length: STEPS }, () => randomStep(random, size, point.clusterSize));
+}
+
+/** Makes the image and does the steps of the sequence, or only some of them. Throws when anybody disagrees. */
+async function run(sequence: Sequence, some?: readonly Step[]): Promise<void> {
+  const { dir, name, point, seed, plant = (image) => image } = sequence;
+  const { path, size } = await makeImage(dir, name, point, new Random(seed));
+  let image = plant(await openImageFile(path, { format: 'qcow2', write: true }));
+  try {
+    const model = new Model(await readAll(image));
+    for (const step of some ?? stepsOf(sequence, size)) {
+      await applyStep(image, model, step);
+      if (step.do !== 'reopen') continue;
+      await image.close();
+      image = plant(await openImageFile(path, { format: 'qcow2', write: true }));
+    }
+    const difference = firstDifference(await readAll(image), model.bytes);
+    expect(difference, 'first byte that differs').toBe(-1);
+    await image.close();
+    const raw = join(dir, `${name}.raw`);
+    writeFileSync(raw, model.bytes);
+    const ours = await checkFile(path, { format: 'qcow2' });
+    expect(ours.problems).toEqual([]);
+    const judged = await qemu.check(path);
+    expect(judged.code, judged.stderr).toBe(0);
+    expect(await qemu.compare({ path, format: 'qcow2' }, { path: raw, format: 'raw' })).toBe(true);
+  } finally {
+    await image.close();
+    for (const suffix of ['qcow2', 'raw', 'base']) rmSync(join(dir, `${name}.${suffix}`), { force: true });
+  }
+}
+
+/** Runs a sequence; where it fails, the error has the few steps that do it. */
+async function runOrShrink(sequence: Sequence, seed: number): Promise<void> {
+  try {
+    await run(sequence);
+  } catch (error) {
+    const { dir, name, point } = sequence;
+    const { path, size } = await makeImage(dir, name, point, new Random(sequence.seed));
+    rmSync(path);
+    const all = stepsOf(sequence, size);
+    const few = await shrink(all, (some) => failing(() => run(sequence, some)));
+    const what = `${describePoint(point)}, sequence ${name}, ${String(size)} bytes`;
+    throw minimalCase(what, seed, few, all.length, error);
+  }
+}
+
+const POINTS = gridPoints().filter(({ clusterSize }) => clusterSize <= 65536);
+
 qemu.describeWithQemu('writing', () => {
   it(
     `${String(SEQUENCES)} random sequences of ${String(STEPS)} steps agree with a plain model, and qemu finds nothing wrong`,
-    {
-      timeout: 3_600_000,
-    },
+    { timeout: 3_600_000 },
     async () => {
       const dir = tempDir();
       const random = new Random(seedOf('write model'));
-      const points = gridPoints().filter(({ clusterSize }) => clusterSize <= 65536);
       const cases = Array.from({ length: SEQUENCES }, (_, index) => ({ index, seed: random.u32() }));
       await inParallel(cases, 3, async ({ index, seed }) => {
-        const own = new Random(seed);
-        const point = own.pick(points);
-        const done: Step[] = [];
-        try {
-          const { path } = await makeImage(dir, String(index), point, own);
-          let image = await openImageFile(path, { format: 'qcow2', write: true });
-          try {
-            const model = new Model(await readAll(image));
-            for (let i = 0; i < STEPS; i++) {
-              const step = randomStep(own, model.size, point.clusterSize);
-              done.push(step);
-              await applyStep(image, model, step);
-              if (step.do === 'reopen') {
-                await image.close();
-                image = await openImageFile(path, { format: 'qcow2', write: true });
-              }
-            }
-            const difference = firstDifference(await readAll(image), model.bytes);
-            expect(difference, 'first byte that differs').toBe(-1);
-            await image.close();
-            const raw = join(dir, `${String(index)}.raw`);
-            writeFileSync(raw, model.bytes);
-            const ours = await checkFile(path, { format: 'qcow2' });
-            expect(ours.problems).toEqual([]);
-            const judged = await qemu.check(path);
-            expect(judged.code, judged.stderr).toBe(0);
-            expect(await qemu.compare({ path, format: 'qcow2' }, { path: raw, format: 'raw' })).toBe(true);
-            for (const suffix of ['qcow2', 'raw', 'base'])
-              rmSync(join(dir, `${String(index)}.${suffix}`), { force: true });
-          } finally {
-            await image.close();
-          }
-        } catch (error) {
-          const last = done
-            .slice(-3)
-            .map((step) => JSON.stringify(step))
-            .join(' ');
-          throw new Error(
-            `${describePoint(point)}, sequence ${String(index)}, step ${String(done.length)}: ${last} (SPINDLE_SEED=${String(random.seed)})`,
-            {
-              cause: error,
-            },
-          );
-        }
+        const point = new Random(seed + 1).pick(POINTS);
+        await runOrShrink({ dir, name: String(index), point, seed }, random.seed);
       });
     },
   );
+
+  it('a bug is told with its seed and a minimal case', { timeout: 300_000 }, async () => {
+    const point = POINTS.find(({ clusterSize, backing }) => clusterSize === 4096 && backing === 'none');
+    if (point === undefined) throw new Error('no such image');
+    // Long zeroes that are to keep their place lose the last sector.
+    const plant = (image: Image): Image =>
+      new Proxy(image, {
+        get(target, name) {
+          const value: unknown = Reflect.get(target, name, target);
+          if (typeof value !== 'function') return value;
+          const method = value.bind(target) as (...args: unknown[]) => unknown;
+          if (name !== 'zero') return method;
+          return (at: number, length: number, how: { keepAllocated?: boolean }) =>
+            method(at, how.keepAllocated === true && length > 4096 ? length - 512 : length, how);
+        },
+      });
+    const sequence = { dir: tempDir(), name: 'planted', point, seed: 9, plant };
+    const error = await runOrShrink(sequence, 9).then(
+      () => new Error('it was not noticed'),
+      (reason: unknown) => reason as Error,
+    );
+    expect(error.message).toContain('SPINDLE_SEED=9');
+    const [, few = ''] = /minimal case, (\d+) of 200 steps/.exec(error.message) ?? [];
+    expect(Number(few), error.message).toBeGreaterThan(0);
+    expect(Number(few), error.message).toBeLessThanOrEqual(2);
+    expect(error.message).toContain('"do":"zero-keep"');
+  });
 });
