@@ -10,11 +10,12 @@ import { applySnapshot, createSnapshot, deleteSnapshot } from '../../src/format/
 import { changeBitmap, type BitmapAction } from '../../src/op/bitmaps.ts';
 import { checkFile } from '../../src/op/check-file.ts';
 import { openImageFile } from '../../src/op/open.ts';
-import { qemuOptions, type GridPoint } from '../differential/grid.ts';
+import { describePoint, gridPoints, inParallel, qemuOptions, type GridPoint } from '../differential/grid.ts';
 import { BitmapModel, listed, ourRanges, qemuRanges } from './bitmaps.ts';
-import { applyStep, firstDifference, Model, patternOf, randomStep } from './model.ts';
+import { applyStep, firstDifference, Model, patternOf, randomStep, type Step } from './model.ts';
 import * as qemu from './qemu.ts';
-import type { Random } from './random.ts';
+import { Random } from './random.ts';
+import { failing, minimalCase, shrink } from './shrink.ts';
 
 /** How likely the rarer steps are. */
 export interface Mix {
@@ -24,7 +25,37 @@ export interface Mix {
   readonly qemu: number;
   /** Changes of bitmaps, by us or by qemu; default none. */
   readonly bitmaps?: number;
+  /** Compressed writes; default none. */
+  readonly compress?: number;
 }
+
+/** One thing done to an image: a {@link Step}, or something with the whole of it. Sizes in bytes. */
+export type Plan =
+  | Step
+  | {
+      /** By us, or by qemu-img. */
+      readonly do: 'snapshot' | 'qemu';
+      readonly what: 'create' | 'apply' | 'delete';
+      readonly name: string;
+    }
+  | {
+      readonly do: 'resize';
+      readonly size: number;
+      readonly mode: 'off' | 'metadata' | 'falloc' | 'full';
+    }
+  | {
+      /** By us, or by qemu-img. */
+      readonly do: 'bitmap' | 'qemu-bitmap';
+      readonly name: string;
+      readonly actions: readonly BitmapAction[];
+    }
+  | {
+      readonly do: 'compress';
+      readonly at: number;
+      readonly length: number;
+      /** Of a pattern that does not compress; without one it does. */
+      readonly seed?: number;
+    };
 
 interface Kept {
   readonly id: string;
@@ -38,7 +69,6 @@ export class History {
   readonly path: string;
   readonly point: GridPoint;
   readonly random: Random;
-  readonly log: string[] = [];
   image: Image;
   model: Model;
   snapshots: Kept[] = [];
@@ -102,21 +132,90 @@ export class History {
     return new History(dir, path, point, random, image, new Model(await readAll(image)), most);
   }
 
-  /** One random step. */
-  async step(mix: Mix): Promise<void> {
-    const { random } = this;
+  /** A random step that is possible now. */
+  next(mix: Mix): Plan {
+    const { random, model, point, snapshots } = this;
     const dice = random.u32() / 2 ** 32;
-    if (dice < mix.snapshots) await this.#snapshotStep();
-    else if (dice < mix.snapshots + mix.resize) await this.#resizeStep();
-    else if (dice < mix.snapshots + mix.resize + mix.qemu) await this.#qemuStep();
-    else if (dice < mix.snapshots + mix.resize + mix.qemu + (mix.bitmaps ?? 0)) await this.#bitmapStep();
-    else {
-      if (this.model.size < 512) return;
-      const step = randomStep(random, this.model.size, this.point.clusterSize);
-      this.log.push(JSON.stringify(step));
-      await applyStep(this.image, this.model, step);
-      if (step.do !== 'read' && 'at' in step) this.#mark(step.at, step.length);
-      if (step.do === 'reopen') await this.#reopen();
+    const change = (): 'create' | 'apply' | 'delete' =>
+      snapshots.length === 0 || random.chance(0.4) ? 'create' : random.pick(['apply', 'delete'] as const);
+    const named = (prefix: string, what: 'create' | 'apply' | 'delete'): string =>
+      what === 'create' ? `${prefix}${String(this.#names++)}` : random.pick(snapshots).name;
+    let bound = mix.snapshots;
+    if (dice < bound) {
+      const what = change();
+      return { do: 'snapshot', what, name: named('s', what) };
+    }
+    if (dice < (bound += mix.resize)) {
+      const size = random.chance(0.3)
+        ? Math.max(512, model.size + random.pick([-512, 512, 1024, -1024, point.clusterSize]))
+        : random.between(1, this.most) * 512;
+      const mode = random.chance(0.3) ? random.pick(['metadata', 'falloc', 'full'] as const) : 'off';
+      return { do: 'resize', size, mode };
+    }
+    if (dice < (bound += mix.qemu)) {
+      const what = change();
+      return { do: 'qemu', what, name: named('q', what) };
+    }
+    if (point.version === 3 && dice < (bound += mix.bitmaps ?? 0)) return this.#nextBitmap();
+    if (dice < bound + (mix.compress ?? 0)) {
+      const at = random.below(Math.ceil(model.size / point.clusterSize)) * point.clusterSize;
+      const length = Math.min(model.size - at, point.clusterSize * random.between(1, 3));
+      return { do: 'compress', at, length, ...(random.chance(0.3) && { seed: random.u32() }) };
+    }
+    return randomStep(random, Math.max(512, model.size), point.clusterSize);
+  }
+
+  #nextBitmap(): Plan {
+    const { random, bitmaps } = this;
+    const by = random.chance(0.3) ? 'qemu-bitmap' : 'bitmap';
+    if (bitmaps.length === 0 || (bitmaps.length < 5 && random.chance(0.4))) {
+      const granularity = random.pick([512, 1024, 4096, 16384, 65536, 1048576]);
+      return { do: by, name: `b${String(this.#names++)}`, actions: [{ do: 'add', granularity }] };
+    }
+    const { name } = random.pick(bitmaps);
+    const source = random.pick(bitmaps).name;
+    const actions = Array.from({ length: random.between(1, 3) }, (): BitmapAction =>
+      random.pick([
+        { do: 'clear' },
+        { do: 'disable' },
+        { do: 'enable' },
+        { do: 'merge', source },
+        { do: 'merge', source },
+      ] as const),
+    );
+    // One that cannot be done: then nothing is.
+    if (random.chance(0.15))
+      return { do: 'bitmap', name, actions: [...actions, { do: 'merge', source: 'none' }] };
+    if (random.chance(0.15)) actions.push({ do: 'remove' });
+    return { do: by, name, actions };
+  }
+
+  /** Does a step; one that is not possible, because others before it were left out, does nothing. */
+  async run(plan: Plan): Promise<void> {
+    const { model } = this;
+    if ('at' in plan && plan.at + plan.length > model.size) return;
+    switch (plan.do) {
+      case 'snapshot':
+        return this.#snapshotStep(plan.what, plan.name);
+      case 'qemu':
+        return this.#qemuStep(plan.what, plan.name);
+      case 'resize':
+        return this.#resizeStep(plan.size, plan.size > model.size ? plan.mode : 'off');
+      case 'bitmap':
+      case 'qemu-bitmap':
+        return this.#reopen(() => this.#bitmapStep(plan.name, plan.actions, plan.do === 'qemu-bitmap'));
+      case 'compress': {
+        const { at, length, seed } = plan;
+        const bytes = seed === undefined ? new Uint8Array(length).fill(0xc5) : patternOf(seed, length);
+        await (this.image as DiskImage).writeCompressed(bytes, at);
+        model.bytes.set(bytes, at);
+        this.#mark(at, length);
+        return;
+      }
+      default:
+        await applyStep(this.image, model, plan);
+        if (plan.do !== 'read' && 'at' in plan) this.#mark(plan.at, plan.length);
+        if (plan.do === 'reopen') await this.#reopen();
     }
   }
 
@@ -130,45 +229,16 @@ export class History {
     for (const bitmap of this.bitmaps) if (bitmap.enabled) bitmap.mark(at, length);
   }
 
-  /** Changes a bitmap while the image is closed, or writes compressed clusters. */
-  async #bitmapStep(): Promise<void> {
-    const { random, point, path } = this;
-    if (point.version === 2) return;
-    if (random.chance(0.3)) return this.#compressedStep();
-    const chosen = this.bitmaps.length === 0 ? undefined : random.pick(this.bitmaps);
-    await this.#reopen(async () => {
-      if (chosen === undefined || (this.bitmaps.length < 5 && random.chance(0.4))) {
-        const granularity = random.pick([512, 1024, 4096, 16384, 65536, 1048576]);
-        await this.#changeBitmap(`b${String(this.#names++)}`, [{ do: 'add', granularity }]);
-        return;
-      }
-      const other = random.pick(this.bitmaps).name;
-      const actions = Array.from({ length: random.between(1, 3) }, (): BitmapAction =>
-        random.pick([
-          { do: 'clear' },
-          { do: 'disable' },
-          { do: 'enable' },
-          { do: 'merge', source: other },
-          { do: 'merge', source: other },
-        ] as const),
-      );
-      if (random.chance(0.15)) {
-        // All or nothing.
-        const failing: BitmapAction[] = [...actions, { do: 'merge', source: 'none' }];
-        await expect(changeBitmap(path, chosen.name, failing)).rejects.toMatchObject({
-          code: 'BITMAP_NOT_FOUND',
-        });
-        return;
-      }
-      if (random.chance(0.15)) actions.push({ do: 'remove' });
-      await this.#changeBitmap(chosen.name, actions);
-    });
-  }
-
-  async #changeBitmap(name: string, actions: readonly BitmapAction[]): Promise<void> {
-    const { random, path } = this;
-    const byQemu = random.chance(0.3);
-    this.log.push(`${byQemu ? 'qemu ' : ''}bitmap ${name} ${JSON.stringify(actions)}`);
+  /** Changes a bitmap while the image is closed. */
+  async #bitmapStep(name: string, actions: readonly BitmapAction[], byQemu: boolean): Promise<void> {
+    const { path } = this;
+    const known = (one: string): boolean => this.bitmaps.some((bitmap) => bitmap.name === one);
+    const [first] = actions;
+    if (first?.do === 'add' ? known(name) : !known(name)) return;
+    if (actions.some((action) => action.do === 'merge' && !known(action.source))) {
+      await expect(changeBitmap(path, name, actions)).rejects.toMatchObject({ code: 'BITMAP_NOT_FOUND' });
+      return;
+    }
     if (!byQemu) await changeBitmap(path, name, actions);
     else {
       const words = actions.flatMap((action) => {
@@ -191,36 +261,22 @@ export class History {
     }
   }
 
-  async #compressedStep(): Promise<void> {
-    const { random, point, image, model } = this;
-    const at = random.below(Math.ceil(model.size / point.clusterSize)) * point.clusterSize;
-    const length = Math.min(model.size - at, point.clusterSize * random.between(1, 3));
-    this.log.push(`compressed ${String(at)} ${String(length)}`);
-    const bytes = random.chance(0.3) ? patternOf(random.u32(), length) : new Uint8Array(length).fill(0xc5);
-    await (image as DiskImage).writeCompressed(bytes, at);
-    model.bytes.set(bytes, at);
-    this.#mark(at, length);
-  }
-
-  async #snapshotStep(): Promise<void> {
-    const { random, image } = this;
+  async #snapshotStep(kind: 'create' | 'apply' | 'delete', name: string): Promise<void> {
+    const { image } = this;
     const { driver } = image;
     if (!(image instanceof DiskImage) || !(driver instanceof Qcow2WriteDriver))
       throw new Error('not a writer');
-    const kept = this.snapshots.length === 0 ? undefined : random.pick(this.snapshots);
-    const kind =
-      kept === undefined || random.chance(0.4) ? 'create' : random.pick(['apply', 'delete'] as const);
-    this.log.push(`${kind} ${kept?.id ?? ''}`);
+    const kept = this.snapshots.find((one) => one.name === name);
+    if (kept === undefined && kind !== 'create') return;
     const change = <T>(work: (driver: Qcow2WriteDriver) => Promise<T>): Promise<T> =>
       image.alone(() => work(driver));
     try {
-      if (kind === 'create') {
-        const name = `s${String(this.#names++)}`;
+      if (kept === undefined) {
         const id = await change((d) =>
           d.changeSnapshots((w) => createSnapshot(w, { name, date: new Date() })),
         );
         this.snapshots.push({ id, name, bytes: this.model.bytes.slice() });
-      } else if (kept !== undefined) {
+      } else {
         const found = findSnapshot(driver.metadata.snapshots, kept.id);
         if (kind === 'apply') {
           await change((d) => d.changeSnapshots((w) => applySnapshot(w, found)));
@@ -233,8 +289,8 @@ export class History {
         }
       }
     } catch (error) {
+      // Refcounts may be too narrow.
       if (!isSpindleError(error, 'LIMIT') || this.point.refcountBits > 4) throw error;
-      this.log.push('(refcounts too narrow)');
     }
     expect(image.size).toBe(this.model.size);
   }
@@ -267,19 +323,12 @@ export class History {
     });
   }
 
-  async #resizeStep(): Promise<void> {
-    const { random, point, image, model, most } = this;
-    const size = random.chance(0.3)
-      ? Math.max(512, model.size + random.pick([-512, 512, 1024, -1024, point.clusterSize]))
-      : random.between(1, most) * 512;
-    const preallocation =
-      size > model.size && random.chance(0.3) ? random.pick(['metadata', 'falloc', 'full'] as const) : 'off';
-    this.log.push(`resize ${String(model.size)} -> ${String(size)} ${preallocation}`);
+  async #resizeStep(size: number, preallocation: 'off' | 'metadata' | 'falloc' | 'full'): Promise<void> {
+    const { point, image, model } = this;
     try {
       await image.resize(size, { preallocation });
     } catch (error) {
       if (!isSpindleError(error, 'UNSUPPORTED') || point.version === 3) throw error;
-      this.log.push('(refused)');
       return;
     }
     for (const bitmap of this.bitmaps) {
@@ -294,25 +343,22 @@ export class History {
     expect(image.size).toBe(size);
   }
 
-  async #qemuStep(): Promise<void> {
-    const { random, path, point } = this;
-    const kept = this.snapshots.length === 0 ? undefined : random.pick(this.snapshots);
-    const kind =
-      kept === undefined || random.chance(0.4) ? 'create' : random.pick(['apply', 'delete'] as const);
+  async #qemuStep(kind: 'create' | 'apply' | 'delete', name: string): Promise<void> {
+    const { path, point } = this;
+    const kept = this.snapshots.find((one) => one.name === name);
+    if (kept === undefined && kind !== 'create') return;
     // A cluster that holds several compressed streams has a reference from each, in each snapshot.
     if (point.refcountBits <= 4) return;
     // qemu does not apply snapshots to images with bitmaps.
     if (kind === 'apply' && this.bitmaps.length > 0) return;
-    this.log.push(`qemu ${kind} ${kept?.id ?? ''}`);
     await this.#reopen(async () => {
       await this.#clean();
-      if (kind === 'create') {
-        const name = `q${String(this.#names++)}`;
+      if (kept === undefined) {
         await qemu.snapshot(path, 'create', name);
         const next = this.snapshots.reduce((largest, { id }) => Math.max(largest, Number(id)), 0) + 1;
         this.snapshots.push({ id: String(next), name, bytes: this.model.bytes.slice() });
-      } else if (kept !== undefined) {
-        await qemu.snapshot(path, kind, kept.name);
+      } else if (kind !== 'create') {
+        await qemu.snapshot(path, kind, name);
         if (kind === 'apply') this.model = new Model(kept.bytes.slice());
         else this.snapshots = this.snapshots.filter((one) => one !== kept);
       }
@@ -382,4 +428,49 @@ export async function readAll(image: Image): Promise<Uint8Array> {
   const bytes = new Uint8Array(image.size);
   await image.read(bytes, 0);
   return bytes;
+}
+
+/** Random histories, each of which follows from its seed. */
+export interface Histories {
+  readonly dir: string;
+  readonly seed: number;
+  readonly sequences: number;
+  readonly steps: number;
+  readonly mixes: readonly Mix[];
+  /** The image that a history begins with, and how many sectors its disk has at most; default any of the grid. */
+  readonly start?: (random: Random) => { readonly point: GridPoint; readonly most?: number };
+}
+
+/** Runs random histories; the error of one that fails has the few steps that do it. */
+export async function runHistories(histories: Histories): Promise<void> {
+  const { dir, seed, sequences, steps, mixes } = histories;
+  const points = gridPoints().filter(({ clusterSize }) => clusterSize <= 65536);
+  const start: NonNullable<Histories['start']> =
+    histories.start ?? ((random) => ({ point: random.pick(points) }));
+  const random = new Random(seed);
+  const cases = Array.from({ length: sequences }, (_, index) => ({ index, seed: random.u32() }));
+  await inParallel(cases, 3, async ({ index, seed: own }) => {
+    const { point, most } = start(new Random(own + 1));
+    const mix = new Random(own + 2).pick(mixes);
+    const done: Plan[] = [];
+    const run = async (some?: readonly Plan[]): Promise<void> => {
+      const history = await History.make(dir, String(index), point, new Random(own), most);
+      try {
+        for (let i = 0; i < (some?.length ?? steps); i++) {
+          const plan = some?.[i] ?? history.next(mix);
+          if (some === undefined) done.push(plan);
+          await history.run(plan);
+        }
+        await history.judge();
+      } finally {
+        await history.close();
+      }
+    };
+    try {
+      await run();
+    } catch (error) {
+      const few = await shrink(done, (some) => failing(() => run(some)), 150);
+      throw minimalCase(`${describePoint(point)}, sequence ${String(index)}`, seed, few, done.length, error);
+    }
+  });
 }

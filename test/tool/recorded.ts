@@ -18,7 +18,8 @@ import { nodeCodec } from '../../src/native/codec.ts';
 import { MemoryStorage } from '../../src/storage/memory.ts';
 import { applyStep, Model, patternOf, randomStep, type Step } from './model.ts';
 import { changes, cutFiles } from './power-cut.ts';
-import type { Random } from './random.ts';
+import { Random } from './random.ts';
+import { minimalCase, shrink } from './shrink.ts';
 
 const SECTOR = 512;
 
@@ -282,6 +283,62 @@ export class Recorder {
     const index = this.moments.findLastIndex(({ records }) => records <= count);
     return this.moments.slice(index, index + 2);
   }
+}
+
+/** Random work on a new image, all of which follows from a seed. */
+export interface RecordedWork {
+  readonly options: Partial<Qcow2CreateOptions>;
+  readonly seed: number;
+  readonly steps: number;
+  readonly mix: { readonly snapshots: number; readonly resize: number };
+  readonly brokenOrder?: boolean;
+}
+
+/** What is possible of a list of steps, when some of those before may be missing. */
+function isPossible(recorder: Recorder, step: Step | WholeStep): boolean {
+  if (step.do === 'apply' || step.do === 'delete') return recorder.snapshots.has(step.id);
+  return !('at' in step) || step.at + step.length <= recorder.model.size;
+}
+
+/** Does the work, or only `some` steps of it; `done` gets what was done. */
+export async function recordWork(
+  work: RecordedWork,
+  done: (Step | WholeStep)[],
+  some?: readonly (Step | WholeStep)[],
+): Promise<Recorder> {
+  const random = new Random(work.seed);
+  const size = random.between(40, 500) * SECTOR;
+  const { brokenOrder = false } = work;
+  const recorder = await Recorder.make(work.options, { size, brokenOrder });
+  for (let i = 0; i < (some?.length ?? work.steps); i++) {
+    const step = some?.[i] ?? recorder.random(random, work.mix);
+    if (!isPossible(recorder, step)) continue;
+    done.push(step);
+    await recorder.do(step);
+  }
+  await recorder.close();
+  return recorder;
+}
+
+/** Cuts the power everywhere in random work. The error of work that fails has the few steps that do it. */
+export async function expectSurvival(
+  work: RecordedWork,
+  seed: number,
+  look?: (remains: Remains) => Promise<void>,
+): Promise<void> {
+  const done: (Step | WholeStep)[] = [];
+  const failure = async (some?: readonly (Step | WholeStep)[]): Promise<string | null> => {
+    try {
+      const recorder = await recordWork(work, some === undefined ? done : [], some);
+      return await firstFailure(recorder, new Random(work.seed), some === undefined ? look : undefined);
+    } catch (error) {
+      return String(error);
+    }
+  };
+  const wrong = await failure();
+  if (wrong === null) return;
+  const few = await shrink(done, async (some) => (await failure(some)) !== null, 150);
+  throw minimalCase(JSON.stringify(work), seed, few, done.length, wrong);
 }
 
 /** A disk and its snapshots, as they were read. */

@@ -60,8 +60,8 @@ async function clean(path: string): Promise<void> {
 }
 
 /** Amends an image by us, and a copy of it by qemu; expects the same answer. Whether it was done. */
-async function bothAmend(history: History, request: AmendRequest): Promise<boolean> {
-  const { path, log } = history;
+async function bothAmend(history: History, request: AmendRequest, log: string[]): Promise<boolean> {
+  const { path } = history;
   const options = optionsOf(request);
   const copy = `${path}.copy`;
   copyFileSync(path, copy);
@@ -112,12 +112,13 @@ qemu.describeWithQemu('amending', () => {
         const own = new Random(seed);
         const point = own.pick(points);
         const history = await History.make(dir, String(index), point, own);
+        const log: string[] = [];
         try {
-          for (let i = 0; i < STEPS; i++) await history.step(MIX);
+          for (let i = 0; i < STEPS; i++) await history.run(history.next(MIX));
           for (let i = 0; i < ROUNDS; i++) {
             await history.image.close();
             const request = randomRequest(own, history.model.size);
-            const changed = await bothAmend(history, request);
+            const changed = await bothAmend(history, request, log);
             done[changed ? 'changed' : 'refused']++;
             history.image = await openImageFile(history.path, { format: 'qcow2', write: true });
             if (changed && request.size !== undefined) {
@@ -125,12 +126,12 @@ qemu.describeWithQemu('amending', () => {
               bytes.set(history.model.bytes.subarray(0, request.size));
               history.model = new Model(bytes);
             }
-            for (let k = 0; k < 3; k++) await history.step({ snapshots: 0, resize: 0, qemu: 0 });
+            for (let k = 0; k < 3; k++) await history.run(history.next({ snapshots: 0, resize: 0, qemu: 0 }));
           }
           await history.judge();
         } catch (error) {
           throw new Error(
-            `${describePoint(point)}, sequence ${String(index)}: ${history.log.slice(-9).join(' ')} (SPINDLE_SEED=${String(random.seed)}): ${String(error)}`,
+            `${describePoint(point)}, sequence ${String(index)}: ${log.slice(-9).join(' ')} (SPINDLE_SEED=${String(random.seed)}): ${String(error)}`,
             { cause: error },
           );
         } finally {

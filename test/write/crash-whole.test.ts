@@ -7,6 +7,7 @@ import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import {
   BASE,
+  expectSurvival,
   firstFailure,
   MemoryFile,
   readSeen,
@@ -45,17 +46,12 @@ describe('a power cut in random work with snapshots and resizing', () => {
   it(`loses nothing that was flushed: ${String(SEQUENCES)} sequences`, { timeout: 1_800_000 }, async () => {
     const seed = seedOf('power cut, whole');
     for (let index = 0; index < SEQUENCES; index++) {
-      const random = new Random((seed + index) >>> 0);
       const options = KINDS[index % KINDS.length]!;
-      const recorder = await Recorder.make(options, { size: random.between(40, 300) * SECTOR });
-      for (let i = 0; i < STEPS; i++)
-        await recorder.do(recorder.random(random, { snapshots: 0.2, resize: 0.1 }));
-      await recorder.close();
-      const again = async ({ file }: Remains): Promise<void> => {
+      const random = new Random((seed + index) >>> 0);
+      const mix = { snapshots: 0.2, resize: 0.1 };
+      await expectSurvival({ options, seed: random.seed, steps: STEPS, mix }, seed, async ({ file }) => {
         if (random.chance(0.01)) await useAgain(file, random);
-      };
-      const context = `${JSON.stringify(options)} SPINDLE_SEED=${String(seed)}, sequence ${String(index)}`;
-      expect(await firstFailure(recorder, random, again), context).toBeNull();
+      });
     }
   });
 });

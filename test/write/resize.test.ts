@@ -5,10 +5,9 @@ import { checkFile } from '../../src/op/check-file.ts';
 import { openImageFile } from '../../src/op/open.ts';
 import { resize } from '../../src/op/resize.ts';
 import { createSnapshot } from '../../src/op/snapshots.ts';
-import { describePoint, gridPoints, inParallel } from '../differential/grid.ts';
-import { History, readAll } from '../tool/history.ts';
+import { readAll, runHistories } from '../tool/history.ts';
 import * as qemu from '../tool/qemu.ts';
-import { Random, seedOf } from '../tool/random.ts';
+import { seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 
 const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 120);
@@ -35,26 +34,8 @@ qemu.describeWithQemu('resizing', () => {
     `${String(SEQUENCES)} random sequences of ${String(STEPS)} steps agree with a plain model, and with qemu`,
     { timeout: 3_600_000 },
     async () => {
-      const dir = tempDir();
-      const random = new Random(seedOf('resize model'));
-      const points = gridPoints().filter(({ clusterSize }) => clusterSize <= 65536);
-      const cases = Array.from({ length: SEQUENCES }, (_, index) => ({ index, seed: random.u32() }));
-      await inParallel(cases, 3, async ({ index, seed }) => {
-        const own = new Random(seed);
-        const point = own.pick(points);
-        const history = await History.make(dir, String(index), point, own);
-        try {
-          for (let i = 0; i < STEPS; i++) await history.step(MIX);
-          await history.judge();
-        } catch (error) {
-          throw new Error(
-            `${describePoint(point)}, sequence ${String(index)}: ${history.log.slice(-6).join(' ')} (SPINDLE_SEED=${String(random.seed)}): ${String(error)}`,
-            { cause: error },
-          );
-        } finally {
-          await history.close();
-        }
-      });
+      const seed = seedOf('resize model');
+      await runHistories({ dir: tempDir(), seed, sequences: SEQUENCES, steps: STEPS, mixes: [MIX] });
     },
   );
 

@@ -4,10 +4,9 @@ import { join } from 'node:path';
 import { checkFile } from '../../src/op/check-file.ts';
 import { openImageFile } from '../../src/op/open.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot, listSnapshots } from '../../src/op/snapshots.ts';
-import { describePoint, gridPoints, inParallel } from '../differential/grid.ts';
-import { History, readAll, type Mix } from '../tool/history.ts';
+import { readAll, runHistories, type Mix } from '../tool/history.ts';
 import * as qemu from '../tool/qemu.ts';
-import { Random, seedOf } from '../tool/random.ts';
+import { seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 
 const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 120);
@@ -22,27 +21,8 @@ qemu.describeWithQemu('internal snapshots', () => {
     `${String(SEQUENCES)} random sequences of ${String(STEPS)} steps agree with plain copies, and with qemu`,
     { timeout: 3_600_000 },
     async () => {
-      const dir = tempDir();
-      const random = new Random(seedOf('snapshot model'));
-      const points = gridPoints().filter(({ clusterSize }) => clusterSize <= 65536);
-      const cases = Array.from({ length: SEQUENCES }, (_, index) => ({ index, seed: random.u32() }));
-      await inParallel(cases, 3, async ({ index, seed }) => {
-        const own = new Random(seed);
-        const point = own.pick(points);
-        const history = await History.make(dir, String(index), point, own);
-        try {
-          const mix = own.pick(MIXES);
-          for (let i = 0; i < STEPS; i++) await history.step(mix);
-          await history.judge();
-        } catch (error) {
-          throw new Error(
-            `${describePoint(point)}, sequence ${String(index)}: ${history.log.slice(-6).join(' ')} (SPINDLE_SEED=${String(random.seed)}): ${String(error)}`,
-            { cause: error },
-          );
-        } finally {
-          await history.close();
-        }
-      });
+      const seed = seedOf('snapshot model');
+      await runHistories({ dir: tempDir(), seed, sequences: SEQUENCES, steps: STEPS, mixes: MIXES });
     },
   );
 
