@@ -75,6 +75,8 @@ export class History {
   bitmaps: BitmapModel[] = [];
   /** Sectors that the disk has at most. */
   readonly most: number;
+  /** What the guest's steps go through. */
+  plant: (image: Image) => Image = (image) => image;
   #names = 0;
 
   private constructor(
@@ -213,7 +215,7 @@ export class History {
         return;
       }
       default:
-        await applyStep(this.image, model, plan);
+        await applyStep(this.plant(this.image), model, plan);
         if (plan.do !== 'read' && 'at' in plan) this.#mark(plan.at, plan.length);
         if (plan.do === 'reopen') await this.#reopen();
     }
@@ -439,11 +441,13 @@ export interface Histories {
   readonly mixes: readonly Mix[];
   /** The image that a history begins with, and how many sectors its disk has at most; default any of the grid. */
   readonly start?: (random: Random) => { readonly point: GridPoint; readonly most?: number };
+  /** Puts something between the steps and the image: a bug, for instance. */
+  readonly plant?: (image: Image) => Image;
 }
 
 /** Runs random histories; the error of one that fails has the few steps that do it. */
 export async function runHistories(histories: Histories): Promise<void> {
-  const { dir, seed, sequences, steps, mixes } = histories;
+  const { dir, seed, sequences, steps, mixes, plant = (image) => image } = histories;
   const points = gridPoints().filter(({ clusterSize }) => clusterSize <= 65536);
   const start: NonNullable<Histories['start']> =
     histories.start ?? ((random) => ({ point: random.pick(points) }));
@@ -456,6 +460,7 @@ export async function runHistories(histories: Histories): Promise<void> {
     const run = async (some?: readonly Plan[]): Promise<void> => {
       const history = await History.make(dir, String(index), point, new Random(own), most);
       try {
+        history.plant = plant;
         for (let i = 0; i < (some?.length ?? steps); i++) {
           const plan = some?.[i] ?? history.next(mix);
           if (some === undefined) done.push(plan);
