@@ -44,6 +44,7 @@ export async function resize(path: string, size: number, request: ResizeRequest 
         `the disk has ${String(from)} bytes; to make it smaller, which loses what is cut off, use --shrink`,
       );
     }
+    if (target === 0) throw new SpindleError('BAD_SIZE', 'the new size of a disk must be larger than zero');
     if (target < from && preallocation !== 'off') {
       throw new SpindleError('BAD_OPTION', 'preallocation is for growing; the new size is smaller');
     }

@@ -255,6 +255,9 @@ describe('completion', () => {
     expect(complete('spindle info --back')).toBe('--backing-chain');
     expect(complete('spindle info x')).toBe('x');
     expect(complete('spindle completion z')).toBe('zsh');
+    expect(complete('spindle key ""')).toBe('list add remove change');
+    expect(complete('spindle key list x')).toBe('x');
+    expect(complete('spindle key add --new-s')).toBe('--new-secret --new-secret-file');
   });
 });
 

@@ -6,6 +6,7 @@ import { repairFile, repairJson, undoRepairFile, type RepairResult } from '../..
 import { checkText, problemLine } from '../check-text.ts';
 import { newCommand, outputOption, verb } from '../command-line.ts';
 import { interruptible } from '../interrupt.ts';
+import { progressOption, progressTo, type ProgressForm } from '../progress.ts';
 import { out, OutputBuffer } from '../output.ts';
 import { dryRunText, patchLine, plannedChange, repairText, type PlannedChange } from '../repair-text.ts';
 import type { CheckResult } from '../../format/qcow2/check/check.ts';
@@ -18,6 +19,7 @@ interface Flags extends SourceFlags {
   readonly journal?: string;
   readonly undo?: string;
   readonly quiet?: boolean;
+  readonly progress: ProgressForm;
 }
 
 /** The exit code for a format that has nothing to check. */
@@ -56,6 +58,7 @@ export const { define, run } = verb((program) =>
       ]),
     )
     .addOption(new Option('-q, --quiet', 'print nothing but failures'))
+    .addOption(progressOption())
     .action(async (file: string, flags: Flags) => {
       const source = sourceOf(file, flags);
       refuseNonsense(source, flags);
@@ -96,6 +99,7 @@ async function repair(
     done = await repairFile(path, {
       ...{ mode, format, dryRun, journal: flags.journal, signal: interruptible() },
       ...(human ? { onProblem: (problem) => buffer.add(problemLine(problem)) } : {}),
+      onProgress: progressTo(flags.quiet === true ? 'none' : flags.progress),
       onPatch: dryRun
         ? (patch) => {
             if (human) buffer.add(patchLine(patch));
@@ -158,10 +162,11 @@ async function work(
     }
     const buffer = new OutputBuffer();
     const human = flags.output === 'human' && flags.quiet !== true;
-    const result = await check(
-      storage,
-      human ? { onProblem: (problem) => buffer.add(problemLine(problem)) } : {},
-    );
+    const progress = progressTo(flags.quiet === true ? 'none' : flags.progress);
+    const result = await check(storage, {
+      ...(human ? { onProblem: (problem) => buffer.add(problemLine(problem)) } : {}),
+      ...(progress === undefined ? {} : { onProgress: progress }),
+    });
     process.exitCode = checkExitCode(result);
     buffer.flush();
     if (flags.quiet === true) return;

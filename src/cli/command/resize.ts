@@ -5,6 +5,7 @@ import type { Preallocation } from '../../op/create.ts';
 import { resize } from '../../op/resize.ts';
 import { newCommand, verb, type Verb } from '../command-line.ts';
 import { out } from '../output.ts';
+import { warn } from '../report.ts';
 import { sourceOf, withSourceOptions, type SourceFlags } from '../source.ts';
 
 interface Flags extends SourceFlags {
@@ -40,13 +41,17 @@ const command = verb((program) =>
       const { preallocation, shrink } = flags;
       const sign = /^[+-]/.exec(text)?.[0];
       const bytes = parseSize(sign === undefined ? text : text.slice(1));
-      await resize(path, sign === '-' ? -bytes : bytes, {
+      const done = await resize(path, sign === '-' ? -bytes : bytes, {
         format,
         secret,
         preallocation,
         shrink,
         relative: sign !== undefined,
       });
+      if (format === undefined && done.format === 'raw') {
+        // The guest of a raw disk could make it look like any other format.
+        warn(program, path, 'its format was not given and is taken for raw; say so with -f raw');
+      }
       if (flags.quiet !== true) out('Image resized.\n');
     }),
 );
