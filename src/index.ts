@@ -36,6 +36,20 @@ export {
   type KeySlotChange,
   type RemoveKeyOptions,
 } from './op/keys.ts';
+export {
+  compare,
+  compareExitCode,
+  CompareError,
+  type Compared,
+  type CompareOptions,
+  type CompareSide,
+  type CompareStage,
+  type Difference,
+} from './op/compare.ts';
+export type { Converted, ConvertSource, NewTarget } from './op/convert.ts';
+export { dd, type DdOptions } from './op/dd.ts';
+export { measure, measureSize, type Measured, type MeasureSource, type MeasureTarget } from './op/measure.ts';
+export { bench, type Benched, type BenchPlan, type BenchRequest } from './op/bench.ts';
 export { checkFile } from './op/check-file.ts';
 export {
   repairFile,

@@ -5,6 +5,10 @@ export const VERBS: Readonly<Record<string, string>> = {
   map: 'tell where the bytes of an image are',
   check: 'look for damage in an image',
   convert: 'copy the disk of an image to another image',
+  compare: 'tell whether two images hold the same disk',
+  dd: 'copy a part of a disk to a new image',
+  measure: 'tell how large an image will be',
+  bench: 'time requests to an image',
   resize: 'change the size of a disk',
   amend: 'change options of an existing image',
   snapshot: 'list, make, apply and delete internal snapshots',
@@ -15,6 +19,3 @@ export const VERBS: Readonly<Record<string, string>> = {
   doctor: 'tell what this host and a file system can do',
   completion: 'print a completion script for a shell',
 };
-
-/** Verbs of qemu-img that spindle does not have yet. */
-export const LATER: readonly string[] = ['bench', 'compare', 'dd', 'measure'];

@@ -89,7 +89,7 @@ export async function convert(
     const disk = joinedSource(images.map((image) => imageSource(image, overlay)));
     return target.existing === true
       ? await writeOver(disk, target, options)
-      : await make(disk, images, target, options);
+      : await convertInto(disk, images, target, options);
   } finally {
     await Promise.all(images.map((image) => image.close()));
   }
@@ -117,7 +117,7 @@ function checkOptions(
 }
 
 /** @throws SpindleError BAD_OPTION when the target is a file that is read */
-async function refuseSame(images: readonly Image[], path: string): Promise<void> {
+export async function refuseSame(images: readonly Image[], path: string): Promise<void> {
   const local = localName(path);
   const identity = local === null ? null : await identityIfAny(local);
   if (identity === null || !images.flatMap(identitiesOf).includes(identity)) return;
@@ -145,7 +145,11 @@ async function writeOver(
   }
 }
 
-async function make(
+/**
+ * Makes a new image of a disk, which the first of `images` has in it: {@link convert} for a disk of any kind.
+ * @throws as convert
+ */
+export async function convertInto(
   disk: SourceDisk,
   images: readonly Image[],
   target: NewTarget,

@@ -227,22 +227,14 @@ async function prepare(storage: FileStorage, request: CreateRequest): Promise<vo
 
 /** Settles every option and checks all that can be checked without touching the target. @throws SpindleError as {@link create} */
 export async function decide(request: CreateRequest): Promise<Created> {
-  const format = knownFormat(request.format) ?? 'raw';
-  const preallocation = preallocationOf(request);
-  const hint = request.extentSizeHint ?? 0;
-  if (!Number.isSafeInteger(hint) || hint < 0 || hint >= 2 ** 32) {
-    throw bad(`extent_size_hint must be smaller than 4G, not ${String(hint)}`);
-  }
-  const luks = luksOptions(request, format);
-  if (format !== 'qcow2') {
-    if (request.backing !== undefined) throw bad(`${format} images have no backing file; use --format qcow2`);
-    if (request.qcow2 !== undefined && Object.keys(request.qcow2).length > 0) {
-      throw bad(`${format} images do not have the option ${Object.keys(request.qcow2).join(', ')}`);
-    }
-    if (preallocation === 'metadata')
-      throw bad(`${format} images have no metadata to preallocate; use off, falloc or full`);
-  }
-  const size = alignUp(await sizeOf(request), 512);
+  optionsOf(request);
+  return settle(request, await sizeOf(request));
+}
+
+/** Every option of an image for a disk of `bytes`, rounded up to whole sectors; looks at no file. @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, UNKNOWN_FORMAT */
+export function settle(request: CreateRequest, bytes: number): Created {
+  const { format, preallocation, luks } = optionsOf(request);
+  const size = alignUp(bytes, 512);
   if (!Number.isSafeInteger(size)) throw new SpindleError('BAD_SIZE', 'sizes end below 8 PiB (2^53 bytes)');
   const base = { path: request.path, format, size, preallocation, luks: format === 'luks' ? luks : null };
   if (format !== 'qcow2') return { ...base, qcow2: null };
@@ -263,6 +255,26 @@ export async function decide(request: CreateRequest): Promise<Created> {
   };
   checkCreateOptions(qcow2);
   return { ...base, qcow2 };
+}
+
+/** What the request says apart from the size. @throws SpindleError BAD_OPTION, UNKNOWN_FORMAT */
+function optionsOf(request: CreateRequest): Pick<Created, 'format' | 'preallocation' | 'luks'> {
+  const format = knownFormat(request.format) ?? 'raw';
+  const preallocation = preallocationOf(request);
+  const hint = request.extentSizeHint ?? 0;
+  if (!Number.isSafeInteger(hint) || hint < 0 || hint >= 2 ** 32) {
+    throw bad(`extent_size_hint must be smaller than 4G, not ${String(hint)}`);
+  }
+  const luks = luksOptions(request, format);
+  if (format !== 'qcow2') {
+    if (request.backing !== undefined) throw bad(`${format} images have no backing file; use --format qcow2`);
+    if (request.qcow2 !== undefined && Object.keys(request.qcow2).length > 0) {
+      throw bad(`${format} images do not have the option ${Object.keys(request.qcow2).join(', ')}`);
+    }
+    if (preallocation === 'metadata')
+      throw bad(`${format} images have no metadata to preallocate; use off, falloc or full`);
+  }
+  return { format, preallocation, luks };
 }
 
 /** The options of LUKS as they take effect; null where nothing is encrypted. @throws SpindleError BAD_OPTION */

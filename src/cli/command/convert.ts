@@ -18,11 +18,11 @@ import { createOptionsHelp, parseCreateOptions, type Given } from '../create-opt
 import { encryptionOf, requestOf, type NewImageFlags } from '../create-request.ts';
 import { alsoSpelled } from '../expand.ts';
 import { interruptible } from '../interrupt.ts';
-import { parseOptionList } from '../option-list.ts';
 import { out } from '../output.ts';
 import { progressOf } from '../percent.ts';
 import { progressOption, type ProgressForm } from '../progress.ts';
 import { warn } from '../report.ts';
+import { snapshotIn } from '../snapshot-name.ts';
 import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
 import {
   fileBytes,
@@ -313,18 +313,6 @@ function sourceIn(file: string, flags: Flags, index: number): ConvertSource {
   const snapshot =
     index === 0 && flags.sourceSnapshot !== undefined ? snapshotIn(flags.sourceSnapshot) : undefined;
   return { path, format, share, secret, snapshot, direct: flags.sourceCache?.direct };
-}
-
-/** The id or name in `snapshot.id=ID`, `snapshot.name=NAME` or the like; anything else is one of the two itself. */
-function snapshotIn(text: string): string {
-  if (!text.startsWith('snapshot.')) return text;
-  const values = new Map(parseOptionList(text).map(({ name, value }) => [name, value]));
-  const found = values.get('snapshot.id') ?? values.get('snapshot.name');
-  if (found !== undefined) return found;
-  throw new SpindleError(
-    'BAD_OPTION',
-    `'${text}' names no snapshot: write snapshot.id=ID or snapshot.name=NAME`,
-  );
 }
 
 function existingTarget(file: string, flags: Flags): ExistingTarget {

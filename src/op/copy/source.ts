@@ -31,10 +31,27 @@ export function imageSource(image: Image, topOnly = false): SourceDisk {
   };
 }
 
-async function* imageRuns(image: Image, topOnly: boolean): AsyncGenerator<Run> {
-  for (let at = 0; at < image.size;) {
+/** `length` bytes of the disk of an image from `start` on, which it must have. */
+export function imagePart(image: Image, start: number, length: number): SourceDisk {
+  return {
+    size: length,
+    read: (into, at) => image.read(into, start + at),
+    async *runs() {
+      for await (const run of imageRuns(image, false, start, start + length))
+        yield { ...run, at: run.at - start };
+    },
+  };
+}
+
+async function* imageRuns(
+  image: Image,
+  topOnly: boolean,
+  start = 0,
+  end = image.size,
+): AsyncGenerator<Run> {
+  for (let at = start; at < end;) {
     const ask = topOnly ? layerStatus : blockStatus;
-    const { length, zero, data, host } = await ask(image, at, image.size - at);
+    const { length, zero, data, host } = await ask(image, at, end - at);
     yield { at, length, kind: zero ? 'zero' : data ? 'data' : 'absent', host: data && !zero ? host : null };
     at += length;
   }

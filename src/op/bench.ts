@@ -1,0 +1,247 @@
+import { SpindleError, isSpindleError } from '../core/errors.ts';
+import { stopIfAborted, type Working } from '../core/working.ts';
+import type { Image } from '../format/image.ts';
+import { FileStorage } from '../storage/file.ts';
+import { openImageFile, type OpenFileOptions } from './open.ts';
+
+/** What is asked of an image, and how much of it. */
+export interface BenchRequest
+  extends Working, Pick<OpenFileOptions, 'format' | 'share' | 'direct' | 'gate' | 'secret'> {
+  /** Requests in all. Default: 75000. */
+  readonly count?: number | undefined;
+  /** Requests in flight at most. Default: 64. */
+  readonly depth?: number | undefined;
+  /** Bytes of a request. Default: 4096. */
+  readonly length?: number | undefined;
+  /** Bytes of the disk before the first request. Default: 0. */
+  readonly offset?: number | undefined;
+  /** Bytes from the start of a request to that of the next; past the end of the disk it goes on at the start. Default: `length`. */
+  readonly step?: number | undefined;
+  /** Write over the disk instead of reading it: what is there is lost. */
+  readonly write?: boolean | undefined;
+  /** The byte that is written. Default: 0. */
+  readonly pattern?: number | undefined;
+  /** Requests after which what was written is made durable; at least `depth`. Default: never. */
+  readonly flushInterval?: number | undefined;
+  /** Such a flush begins when all requests before it are done (default), or at once. */
+  readonly drain?: boolean | undefined;
+  /** Make each write durable by itself. */
+  readonly through?: boolean | undefined;
+  /** Nothing needs to be durable: flush nothing, but for what closing the image flushes. */
+  readonly unsafe?: boolean | undefined;
+  /** Told what will be done, when nothing stands against it and the image is open. */
+  onStart?(plan: BenchPlan): void;
+}
+
+/** A benchmark as it is run; the meaning is that of {@link BenchRequest}. */
+export type BenchPlan = Readonly<
+  Record<'count' | 'depth' | 'length' | 'offset' | 'step' | 'flushInterval', number>
+> & { readonly write: boolean };
+
+/** What a benchmark found. */
+export interface Benched {
+  /** From the first request to the end of the last, and of the flush that follows it. */
+  readonly seconds: number;
+  readonly requests: number;
+  /** Bytes read or written. */
+  readonly bytes: number;
+  readonly flushes: number;
+}
+
+const DEFAULT_COUNT = 75_000;
+const DEFAULT_DEPTH = 64;
+const DEFAULT_LENGTH = 4096;
+
+/** Largest value of the numbers above. */
+const MOST = 2 ** 31 - 1;
+
+/** Bytes of memory that requests read into; where it is less than they need they share it. */
+const MEMORY = 256 * 1024 ** 2;
+
+/**
+ * Sends requests to the disk in an image, `depth` at a time, and measures how long they take; opening and closing the image
+ * is not counted. With `write` it writes over the disk. When it is stopped the image is closed as usual.
+ * @throws SpindleError BAD_OPTION; OUT_OF_RANGE before anything is written when a request passes the end of the disk;
+ * ABORTED, and as {@link openImageFile}, reading and writing
+ */
+export async function bench(path: string, request: BenchRequest = {}): Promise<Benched> {
+  const plan = planOf(request);
+  const { format, share, direct, gate, secret, write } = request;
+  const image = await openImageFile(path, { format, share, direct, gate, secret, write });
+  try {
+    refuseBeyond(plan, image.size);
+    request.onStart?.(plan);
+    return await new Run(image, plan, request).whole();
+  } catch (error) {
+    if (isSpindleError(error)) error.path ??= path;
+    throw error;
+  } finally {
+    await image.close();
+  }
+}
+
+function planOf(request: BenchRequest): BenchPlan {
+  const { write = false, pattern = 0, flushInterval = 0, offset = 0 } = request;
+  const { count = DEFAULT_COUNT, depth = DEFAULT_DEPTH, length = DEFAULT_LENGTH } = request;
+  const step = request.step === undefined || request.step === 0 ? length : request.step;
+  const bad = (message: string): SpindleError => new SpindleError('BAD_OPTION', message);
+  const within = (what: string, value: number, least: number, most: number): void => {
+    if (!(Number.isInteger(value) && value >= least && value <= most))
+      throw bad(`${what} is a number from ${String(least)} to ${String(most)}, not ${String(value)}`);
+  };
+  within('the number of requests', count, 1, MOST);
+  within('the depth', depth, 1, MOST);
+  within('the size of a request', length, 1, MOST);
+  within('the step between requests', step, 1, MOST);
+  within('the offset of the first request', offset, 0, Number.MAX_SAFE_INTEGER);
+  within('a pattern', pattern, 0, 255);
+  within('the interval between flushes', flushInterval, 0, MOST);
+  if (flushInterval > 0 && !write) throw bad('flushes are for writes: a flush interval needs -w');
+  if (flushInterval > 0 && flushInterval < depth)
+    throw bad(
+      `a flush interval of ${String(flushInterval)} is shorter than the ${String(depth)} requests in flight`,
+    );
+  if (write && request.share === true)
+    throw bad('-U is for looking; an image that is written to may be used by nobody else');
+  return { count, depth, length, offset, step, write, flushInterval };
+}
+
+/** Where the request after the one at `at` starts. */
+function following(at: number, step: number, size: number): number {
+  return size === 0 ? at : (at + step) % size;
+}
+
+/** @throws SpindleError OUT_OF_RANGE for the first request that passes the end of the disk */
+function refuseBeyond({ count, length, offset, step }: BenchPlan, size: number): void {
+  let at = offset;
+  const second = following(at, step, size);
+  for (let index = 0; index < count; index++) {
+    if (at + length > size) {
+      throw new SpindleError(
+        'OUT_OF_RANGE',
+        `request ${String(index + 1)}, ${String(length)} bytes at offset ${String(at)}, passes the end of the disk at ` +
+          `${String(size)}; choose a size, step and offset that fit into the disk`,
+      );
+    }
+    at = following(at, step, size);
+    // From here on it is the same again.
+    if (index > 0 && at === second) return;
+  }
+}
+
+class Run {
+  readonly #image: Image;
+  readonly #plan: BenchPlan;
+  readonly #request: BenchRequest;
+  readonly #buffers: readonly Uint8Array[];
+  readonly #drain: boolean;
+  #offset: number;
+  /** Requests that were not sent yet. */
+  #left: number;
+  #inFlight = 0;
+  #flushing = 0;
+  #flushes = 0;
+  /** No request is sent until those in flight are done, and a flush after them. */
+  #draining = false;
+  #failure: { readonly reason: unknown } | null = null;
+  #settle: () => void = () => undefined;
+
+  constructor(image: Image, plan: BenchPlan, request: BenchRequest) {
+    this.#image = image;
+    this.#plan = plan;
+    this.#request = request;
+    this.#drain = request.drain !== false;
+    this.#offset = plan.offset;
+    this.#left = plan.count;
+    this.#buffers = buffersFor(image, plan, request.pattern ?? 0);
+  }
+
+  async whole(): Promise<Benched> {
+    const start = performance.now();
+    await new Promise<void>((resolve) => {
+      this.#settle = resolve;
+      this.#send();
+    });
+    const seconds = (performance.now() - start) / 1000;
+    if (this.#failure !== null) throw this.#failure.reason;
+    const { count, length } = this.#plan;
+    return { seconds, requests: count, bytes: count * length, flushes: this.#flushes };
+  }
+
+  /** Sends what may be sent now; ends the run when nothing is left to wait for. */
+  #send(): void {
+    const { depth, flushInterval, length, step } = this.#plan;
+    try {
+      stopIfAborted(this.#request.signal);
+    } catch (reason) {
+      this.#failure ??= { reason };
+    }
+    while (this.#failure === null && !this.#draining && this.#left > 0 && this.#inFlight < depth) {
+      const buffer = this.#buffers[this.#left % this.#buffers.length] as Uint8Array;
+      const at = this.#offset;
+      this.#offset = following(at, step, this.#image.size);
+      this.#left--;
+      this.#inFlight++;
+      void this.#one(buffer, at).then(
+        () => this.#done(length),
+        (reason: unknown) => {
+          this.#failure ??= { reason };
+          this.#done(0);
+        },
+      );
+      if (flushInterval > 0 && this.#left % flushInterval === 0) {
+        if (this.#drain) this.#draining = true;
+        else this.#flush();
+      }
+    }
+    const waits = this.#inFlight > 0 || this.#flushing > 0;
+    if (!waits && (this.#failure !== null || (this.#left === 0 && !this.#draining))) this.#settle();
+  }
+
+  async #one(buffer: Uint8Array, at: number): Promise<void> {
+    if (!this.#plan.write) return this.#image.read(buffer, at);
+    await this.#image.write(buffer, at);
+    if (this.#request.through === true) await this.#image.flush();
+  }
+
+  #done(bytes: number): void {
+    this.#inFlight--;
+    const { count, length } = this.#plan;
+    if (bytes > 0) this.#request.onProgress?.((count - this.#left - this.#inFlight) * length, count * length);
+    if (this.#draining && this.#inFlight === 0 && this.#failure === null) this.#flush();
+    else this.#send();
+  }
+
+  #flush(): void {
+    this.#flushing++;
+    this.#flushes++;
+    const flushed = this.#request.unsafe === true ? Promise.resolve() : this.#image.flush();
+    void flushed
+      .catch((reason: unknown) => {
+        this.#failure ??= { reason };
+      })
+      .then(() => {
+        this.#flushing--;
+        this.#draining = false;
+        this.#send();
+      });
+  }
+}
+
+/** Memory for requests: one piece for all writes, as all write the same. */
+function buffersFor(image: Image, { write, depth, count, length }: BenchPlan, pattern: number): Uint8Array[] {
+  const most = Math.max(1, Math.floor(MEMORY / length));
+  const pieces = write ? 1 : Math.min(depth, count, most);
+  return Array.from({ length: pieces }, () => bufferFor(image, length).fill(pattern));
+}
+
+/** Memory that needs no copying on the way to the host, where there is such. */
+function bufferFor({ driver }: Image, length: number): Uint8Array {
+  if (!(driver.data instanceof FileStorage)) return new Uint8Array(length);
+  try {
+    return driver.data.buffer(length);
+  } catch (error) {
+    if (!isSpindleError(error, 'UNSUPPORTED')) throw error;
+    return new Uint8Array(length);
+  }
+}

@@ -1,0 +1,119 @@
+import { divUp } from '../core/align.ts';
+import { SpindleError } from '../core/errors.ts';
+import { stopIfAborted, type Working } from '../core/working.ts';
+import { luksLength } from '../format/crypto/luks-create.ts';
+import type { Image } from '../format/image.ts';
+import { measureBitmaps, measureQcow2 } from '../format/qcow2/measure.ts';
+import { Qcow2Driver } from '../format/qcow2/driver.ts';
+import { imageSource } from './copy/source.ts';
+import { settle, type CreateRequest, type EncryptionRequest } from './create.ts';
+import { openImageFile, type OpenFileOptions } from './open.ts';
+
+/** What the image that is measured will be like; its files need not be there. */
+export interface MeasureTarget extends Pick<
+  CreateRequest,
+  'format' | 'allocation' | 'preallocation' | 'qcow2'
+> {
+  /** It will have a backing file. How much of the source is below already is not known: all of it counts. */
+  readonly backed?: boolean | undefined;
+  /** It will be encrypted; no secret is needed. */
+  readonly encryption?: Omit<EncryptionRequest, 'secret'> | undefined;
+}
+
+/** The image that would be copied. Its tables are looked at, not its data: no secret is needed. */
+export interface MeasureSource extends Pick<OpenFileOptions, 'format' | 'share' | 'snapshot' | 'gate'> {
+  readonly path: string;
+}
+
+/** Lengths of an image file in bytes. */
+export interface Measured {
+  /** With what the source holds now, or empty. */
+  readonly required: number;
+  /** With data in every place of the disk. */
+  readonly fullyAllocated: number;
+  /** What the bitmaps of the source take besides; null where one of the two formats has none. */
+  readonly bitmaps: number | null;
+}
+
+/**
+ * How long the file of a new, empty image will be. An external data file counts as part of it.
+ * @throws SpindleError BAD_OPTION, BAD_SIZE, LIMIT, UNKNOWN_FORMAT
+ */
+export function measureSize(size: number, target: MeasureTarget = {}): Measured {
+  return lengths(size, target, () => 0);
+}
+
+/**
+ * How long the file of an image becomes that the disk of `source` is copied to: never less than it will be. Reads no
+ * data.
+ * @throws SpindleError as {@link measureSize} and {@link openImageFile}
+ */
+export async function measure(
+  source: MeasureSource,
+  target: MeasureTarget = {},
+  working: Pick<Working, 'signal'> = {},
+): Promise<Measured> {
+  const image = await openImageFile(source.path, source);
+  try {
+    // Options that make no sense are refused before the tables are read.
+    const created = settle(requestOf(target), image.size);
+    const clusters =
+      created.qcow2 === null || target.backed === true
+        ? 0
+        : await dataClusters(image, created.qcow2.clusterSize, working.signal);
+    const found = lengths(image.size, target, (all) => (target.backed === true ? all : clusters));
+    const version = created.qcow2?.version ?? 0;
+    return { ...found, bitmaps: version < 3 ? null : bitmapsOf(image, created.qcow2?.clusterSize ?? 0) };
+  } catch (error) {
+    if (error instanceof SpindleError) error.path ??= source.path;
+    throw error;
+  } finally {
+    await image.close();
+  }
+}
+
+/** `data` gives the clusters of data of a qcow2 image from all that the disk has. */
+function lengths(size: number, target: MeasureTarget, data: (all: number) => number): Measured {
+  const { qcow2, luks, size: sectors } = settle(requestOf(target), size);
+  if (qcow2 !== null) {
+    const all = divUp(qcow2.size, qcow2.clusterSize);
+    return { ...measureQcow2(qcow2, data(all)), bitmaps: null };
+  }
+  // qemu does not round here.
+  const length = luks === null ? sectors : luksLength(luks) + size;
+  return { required: length, fullyAllocated: length, bitmaps: null };
+}
+
+function requestOf(target: MeasureTarget): CreateRequest {
+  const { format, allocation, preallocation, qcow2, encryption } = target;
+  const withSecret =
+    encryption === undefined ? {} : { encryption: { ...encryption, secret: () => Promise.resolve(null) } };
+  return { path: '', format, allocation, preallocation, qcow2, ...withSecret };
+}
+
+/** Clusters of a new image that data of the disk falls into. */
+async function dataClusters(
+  image: Image,
+  clusterSize: number,
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  let count = 0;
+  /** Clusters from this one on are not counted yet. */
+  let next = 0;
+  for await (const { at, length, kind } of imageSource(image).runs()) {
+    stopIfAborted(signal);
+    if (kind !== 'data') continue;
+    const first = Math.max(next, Math.floor(at / clusterSize));
+    const end = divUp(at + length, clusterSize);
+    count += Math.max(0, end - first);
+    next = Math.max(next, end);
+  }
+  return count;
+}
+
+/** What the bitmaps of a qcow2 image take elsewhere; null where it can have none. */
+function bitmapsOf(image: Image, clusterSize: number): number | null {
+  const { driver } = image;
+  if (!(driver instanceof Qcow2Driver) || driver.metadata.header.version < 3) return null;
+  return measureBitmaps(driver.metadata.bitmaps, driver.metadata.size, clusterSize);
+}
