@@ -49,7 +49,14 @@ export {
 export type { Converted, ConvertSource, NewTarget } from './op/convert.ts';
 export { dd, type DdOptions } from './op/dd.ts';
 export { measure, measureSize, type Measured, type MeasureSource, type MeasureTarget } from './op/measure.ts';
-export { bench, type Benched, type BenchPlan, type BenchRequest } from './op/bench.ts';
+export {
+  bench,
+  benchStorage,
+  type Benched,
+  type BenchOpening,
+  type BenchPlan,
+  type BenchRequest,
+} from './op/bench.ts';
 export { checkFile } from './op/check-file.ts';
 export {
   repairFile,

@@ -1,12 +1,13 @@
-import { SpindleError, isSpindleError } from '../core/errors.ts';
+import { offsetIn } from '../core/align.ts';
+import { isSpindleError, SpindleError } from '../core/errors.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
-import type { Image } from '../format/image.ts';
+import type { Storage } from '../core/storage.ts';
+import { DiskImage } from '../format/disk-image.ts';
 import { FileStorage } from '../storage/file.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 
-/** What is asked of an image, and how much of it. */
-export interface BenchRequest
-  extends Working, Pick<OpenFileOptions, 'format' | 'share' | 'direct' | 'gate' | 'secret'> {
+/** What is asked of a disk, and how much of it. */
+export interface BenchRequest extends Working {
   /** Requests in all. Default: 75000. */
   readonly count?: number | undefined;
   /** Requests in flight at most. Default: 64. */
@@ -29,7 +30,7 @@ export interface BenchRequest
   readonly through?: boolean | undefined;
   /** Nothing needs to be durable: flush nothing, but for what closing the image flushes. */
   readonly unsafe?: boolean | undefined;
-  /** Told what will be done, when nothing stands against it and the image is open. */
+  /** Told what will be done, when nothing stands against it. */
   onStart?(plan: BenchPlan): void;
 }
 
@@ -58,26 +59,46 @@ const MOST = 2 ** 31 - 1;
 /** Bytes of memory that requests read into; where it is less than they need they share it. */
 const MEMORY = 256 * 1024 ** 2;
 
+/** How the image of a benchmark is opened. */
+export type BenchOpening = Pick<OpenFileOptions, 'format' | 'share' | 'direct' | 'gate' | 'secret'>;
+
 /**
- * Sends requests to the disk in an image, `depth` at a time, and measures how long they take; opening and closing the image
- * is not counted. With `write` it writes over the disk. When it is stopped the image is closed as usual.
- * @throws SpindleError BAD_OPTION; OUT_OF_RANGE before anything is written when a request passes the end of the disk;
- * ABORTED, and as {@link openImageFile}, reading and writing
+ * {@link benchStorage} of the disk in an image; opening and closing it is not counted. When it is stopped the image is
+ * closed as usual.
+ * @throws SpindleError as benchStorage and {@link openImageFile}
  */
-export async function bench(path: string, request: BenchRequest = {}): Promise<Benched> {
-  const plan = planOf(request);
-  const { format, share, direct, gate, secret, write } = request;
+export async function bench(path: string, request: BenchRequest & BenchOpening = {}): Promise<Benched> {
+  const { write } = planOf(request);
+  const { format, share, direct, gate, secret } = request;
+  if (write && share === true) {
+    throw new SpindleError(
+      'BAD_OPTION',
+      '-U is for looking; an image that is written to may be used by nobody else',
+      { path },
+    );
+  }
   const image = await openImageFile(path, { format, share, direct, gate, secret, write });
   try {
-    refuseBeyond(plan, image.size);
-    request.onStart?.(plan);
-    return await new Run(image, plan, request).whole();
+    return await benchStorage(image, request);
   } catch (error) {
     if (isSpindleError(error)) error.path ??= path;
     throw error;
   } finally {
     await image.close();
   }
+}
+
+/**
+ * Sends requests to a storage, `depth` at a time, and measures how long they take. With `write` it writes over what is
+ * there.
+ * @throws SpindleError BAD_OPTION; OUT_OF_RANGE before anything is written when a request passes the end; ABORTED, and
+ * what reading, writing and flushing throw
+ */
+export async function benchStorage(storage: Storage, request: BenchRequest = {}): Promise<Benched> {
+  const plan = planOf(request);
+  refuseBeyond(plan, storage.size);
+  request.onStart?.(plan);
+  return new Run(storage, plan, request).whole();
 }
 
 function planOf(request: BenchRequest): BenchPlan {
@@ -101,14 +122,12 @@ function planOf(request: BenchRequest): BenchPlan {
     throw bad(
       `a flush interval of ${String(flushInterval)} is shorter than the ${String(depth)} requests in flight`,
     );
-  if (write && request.share === true)
-    throw bad('-U is for looking; an image that is written to may be used by nobody else');
   return { count, depth, length, offset, step, write, flushInterval };
 }
 
 /** Where the request after the one at `at` starts. */
 function following(at: number, step: number, size: number): number {
-  return size === 0 ? at : (at + step) % size;
+  return size === 0 ? at : offsetIn(at + step, size);
 }
 
 /** @throws SpindleError OUT_OF_RANGE for the first request that passes the end of the disk */
@@ -130,7 +149,7 @@ function refuseBeyond({ count, length, offset, step }: BenchPlan, size: number):
 }
 
 class Run {
-  readonly #image: Image;
+  readonly #storage: Storage;
   readonly #plan: BenchPlan;
   readonly #request: BenchRequest;
   readonly #buffers: readonly Uint8Array[];
@@ -146,14 +165,14 @@ class Run {
   #failure: { readonly reason: unknown } | null = null;
   #settle: () => void = () => undefined;
 
-  constructor(image: Image, plan: BenchPlan, request: BenchRequest) {
-    this.#image = image;
+  constructor(storage: Storage, plan: BenchPlan, request: BenchRequest) {
+    this.#storage = storage;
     this.#plan = plan;
     this.#request = request;
     this.#drain = request.drain !== false;
     this.#offset = plan.offset;
     this.#left = plan.count;
-    this.#buffers = buffersFor(image, plan, request.pattern ?? 0);
+    this.#buffers = buffersFor(storage, plan, request.pattern ?? 0);
   }
 
   async whole(): Promise<Benched> {
@@ -179,7 +198,7 @@ class Run {
     while (this.#failure === null && !this.#draining && this.#left > 0 && this.#inFlight < depth) {
       const buffer = this.#buffers[this.#left % this.#buffers.length] as Uint8Array;
       const at = this.#offset;
-      this.#offset = following(at, step, this.#image.size);
+      this.#offset = following(at, step, this.#storage.size);
       this.#left--;
       this.#inFlight++;
       void this.#one(buffer, at).then(
@@ -199,9 +218,9 @@ class Run {
   }
 
   async #one(buffer: Uint8Array, at: number): Promise<void> {
-    if (!this.#plan.write) return this.#image.read(buffer, at);
-    await this.#image.write(buffer, at);
-    if (this.#request.through === true) await this.#image.flush();
+    if (!this.#plan.write) return this.#storage.read(buffer, at);
+    await this.#storage.write(buffer, at);
+    if (this.#request.through === true) await this.#storage.flush();
   }
 
   #done(bytes: number): void {
@@ -215,7 +234,7 @@ class Run {
   #flush(): void {
     this.#flushing++;
     this.#flushes++;
-    const flushed = this.#request.unsafe === true ? Promise.resolve() : this.#image.flush();
+    const flushed = this.#request.unsafe === true ? Promise.resolve() : this.#storage.flush();
     void flushed
       .catch((reason: unknown) => {
         this.#failure ??= { reason };
@@ -229,17 +248,22 @@ class Run {
 }
 
 /** Memory for requests: one piece for all writes, as all write the same. */
-function buffersFor(image: Image, { write, depth, count, length }: BenchPlan, pattern: number): Uint8Array[] {
+function buffersFor(
+  storage: Storage,
+  { write, depth, count, length }: BenchPlan,
+  pattern: number,
+): Uint8Array[] {
   const most = Math.max(1, Math.floor(MEMORY / length));
   const pieces = write ? 1 : Math.min(depth, count, most);
-  return Array.from({ length: pieces }, () => bufferFor(image, length).fill(pattern));
+  return Array.from({ length: pieces }, () => bufferFor(storage, length).fill(pattern));
 }
 
 /** Memory that needs no copying on the way to the host, where there is such. */
-function bufferFor({ driver }: Image, length: number): Uint8Array {
-  if (!(driver.data instanceof FileStorage)) return new Uint8Array(length);
+function bufferFor(storage: Storage, length: number): Uint8Array {
+  const host = storage instanceof DiskImage ? storage.driver.data : storage;
+  if (!(host instanceof FileStorage)) return new Uint8Array(length);
   try {
-    return driver.data.buffer(length);
+    return host.buffer(length);
   } catch (error) {
     if (!isSpindleError(error, 'UNSUPPORTED')) throw error;
     return new Uint8Array(length);

@@ -1,4 +1,5 @@
-import { SpindleError, isSpindleError } from '../core/errors.ts';
+import { alignDown, isAligned } from '../core/align.ts';
+import { isSpindleError, SpindleError } from '../core/errors.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
 import type { Image } from '../format/image.ts';
 import { blockStatus, type BlockStatus } from '../format/status.ts';
@@ -150,7 +151,7 @@ class Comparison {
     onProgress?.(0, total);
     const queue: Pending[] = [];
     const steps = this.#steps();
-    let failure: { readonly reason: unknown } | null = null;
+    const failures: unknown[] = [];
     let more = true;
     try {
       while (more || queue.length > 0) {
@@ -158,7 +159,7 @@ class Comparison {
         if (more && queue.length < AHEAD) {
           // What comes before a part that cannot be told is still compared.
           const next = await steps.next().catch((reason: unknown) => {
-            failure = { reason };
+            failures.push(reason);
             return null;
           });
           if (next === null || next.done === true) more = false;
@@ -174,7 +175,7 @@ class Comparison {
       await Promise.allSettled(queue.map(({ reading }) => reading));
       await steps.return(undefined);
     }
-    if (failure !== null) throw (failure as { readonly reason: unknown }).reason;
+    if (failures.length > 0) throw failures[0];
     onProgress?.(total, total);
     return null;
   }
@@ -316,7 +317,7 @@ function* pieces(step: Step): Generator<Step> {
   }
   const end = step.at + step.length;
   for (let start = step.at; start < end;) {
-    const stop = Math.min(end, start - (start % CHUNK) + CHUNK);
+    const stop = Math.min(end, alignDown(start, CHUNK) + CHUNK);
     yield { ...step, at: start, length: stop - start };
     start = stop;
   }
@@ -327,6 +328,6 @@ function join(a: Step, b: Step): Step | null {
   if (a.kind !== b.kind || a.kind === 'mismatch') return null;
   const joined = { ...a, length: a.length + b.length };
   if (a.kind !== 'read' || b.kind !== 'read') return joined;
-  if (b.at % CHUNK === 0) return null;
+  if (isAligned(b.at, CHUNK)) return null;
   return { ...joined, kind: 'read', sides: [a.sides[0] || b.sides[0], a.sides[1] || b.sides[1]] };
 }

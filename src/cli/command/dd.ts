@@ -10,7 +10,7 @@ import { warn } from '../report.ts';
 import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
 
 interface Flags extends SourceFlags {
-  readonly targetFormat?: string;
+  readonly outputFormat?: string;
   readonly progress: ProgressForm;
 }
 
@@ -59,7 +59,7 @@ async function work(program: string, words: readonly string[], flags: Flags): Pr
   const { path, format, share, secret } = sourceOf(input, flags);
   await dd(
     { path, format, share, secret },
-    { path: output, format: flags.targetFormat },
+    { path: output, format: flags.outputFormat },
     {
       ...{ ...blocks, blockSize, signal: interruptible(), onProgress: progressTo(flags.progress) },
       onBeyond: () => {
