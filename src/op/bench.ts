@@ -1,4 +1,3 @@
-import { offsetIn } from '../core/align.ts';
 import { isSpindleError, SpindleError } from '../core/errors.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
 import type { Storage } from '../core/storage.ts';
@@ -127,7 +126,11 @@ function planOf(request: BenchRequest): BenchPlan {
 
 /** Where the request after the one at `at` starts. */
 function following(at: number, step: number, size: number): number {
-  return size === 0 ? at : offsetIn(at + step, size);
+  if (size === 0) return at;
+  const next = at + step;
+  // The size is no power of two, so that the quotient may be rounded up to the next whole number.
+  const rest = next - Math.floor(next / size) * size;
+  return rest < 0 ? rest + size : rest;
 }
 
 /** @throws SpindleError OUT_OF_RANGE for the first request that passes the end of the disk */

@@ -1,5 +1,6 @@
 import { alignDown, isAligned } from '../core/align.ts';
 import { isSpindleError, SpindleError } from '../core/errors.ts';
+import { readPadded } from '../core/read.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
 import type { Image } from '../format/image.ts';
 import { blockStatus, type BlockStatus } from '../format/status.ts';
@@ -191,7 +192,7 @@ class Comparison {
     const reading = Promise.allSettled(
       this.#images.map((image, index) =>
         step.sides[index] === true
-          ? during('read', image.name, () => image.read(buffers[index] as Uint8Array, step.at))
+          ? during('read', image.name, () => readPadded(image, buffers[index] as Uint8Array, step.at))
           : Promise.resolve(),
       ),
     );
