@@ -5,7 +5,7 @@ import { bitmapTableSize } from './bitmap.ts';
 import { bytesOf } from '../../core/bytes.ts';
 import type { Qcow2CreateOptions } from './create.ts';
 import { geometryOf, l1SizeFor, refcountClustersFor } from './geometry.ts';
-import { BitmapFlag, BitmapOffset, TABLE_ENTRY } from './layout.ts';
+import { BitmapOffset, TABLE_ENTRY } from './layout.ts';
 
 /** How long an image file may become. Bytes. */
 export interface Qcow2Length {
@@ -38,13 +38,12 @@ export function measureQcow2(options: Qcow2CreateOptions, dataClusters: number):
 
 /**
  * Bytes that the bitmaps of an image with a disk of `size` bytes take in an image with other clusters, if all of each
- * bitmap is stored. What was in use when its image was last written is not copied and does not count.
+ * bitmap is stored.
  */
 export function measureBitmaps(bitmaps: readonly BitmapEntry[], size: number, clusterSize: number): number {
   let clusters = 0;
   let directory = 0;
-  for (const { name, flags, granularityBits } of bitmaps) {
-    if ((flags & BitmapFlag.IN_USE) !== 0) continue;
+  for (const { name, granularityBits } of bitmaps) {
     const table = bitmapTableSize(size, granularityBits, clusterSize);
     clusters += table + divUp(table * TABLE_ENTRY, clusterSize);
     directory += alignUp(BitmapOffset.extra + bytesOf(name).length, 8);
