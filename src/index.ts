@@ -46,7 +46,6 @@ export {
   type CompareStage,
   type Difference,
 } from './op/compare.ts';
-export type { Converted, ConvertSource, NewTarget } from './op/convert.ts';
 export { dd, type DdOptions } from './op/dd.ts';
 export { measure, measureSize, type Measured, type MeasureSource, type MeasureTarget } from './op/measure.ts';
 export {

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { loadVerb } from './load-verb.ts';
 import { complain, out, OutputClosed } from './output.ts';
 import { closest } from './suggest.ts';
-import { LATER, VERBS } from './verbs.ts';
+import { VERBS } from './verbs.ts';
 
 const load = createRequire(import.meta.url);
 
@@ -34,7 +34,6 @@ function main(args: readonly string[]): void {
 function runVerb(program: string, name: string, args: readonly string[]): void {
   if (Object.hasOwn(VERBS, name))
     void loadVerb(fileURLToPath(new URL(`./command/${name}.cjs`, import.meta.url))).run(args, program);
-  else if (LATER.includes(name)) fail(program, `'${name}' is not in this version of spindle`);
   else
     fail(
       program,
@@ -43,7 +42,7 @@ function runVerb(program: string, name: string, args: readonly string[]): void {
 }
 
 function hint(program: string, name: string): string {
-  const near = closest(name, [...Object.keys(VERBS), ...LATER, 'help', '--help', '--version']);
+  const near = closest(name, [...Object.keys(VERBS), 'help', '--help', '--version']);
   return near === undefined ? `'${program} --help' lists the commands` : `did you mean '${near}'?`;
 }
 

@@ -157,7 +157,7 @@ const CASES: readonly (readonly [args: string, says: RegExp])[] = [
   ['completion tcsh', /bash, zsh, fish/],
   ['', /name a command/],
   ['inof', /did you mean 'info'/],
-  ['compare a b', /not in this version/],
+  ['compair a b', /did you mean 'compare'/],
   ['--verbose', /no option '--verbose'/],
   ['info nbd://localhost/x', /local files/],
 ];

@@ -6,15 +6,19 @@ import { completedVerbs } from '../completion/model.ts';
 import { zshScript } from '../completion/zsh.ts';
 import { out } from '../output.ts';
 import { define as amend } from './amend.ts';
+import { define as bench } from './bench.ts';
 import { define as bitmap } from './bitmap.ts';
 import { define as check } from './check.ts';
 import { define as commit } from './commit.ts';
+import { define as compare } from './compare.ts';
 import { define as convert } from './convert.ts';
 import { define as create } from './create.ts';
+import { define as dd } from './dd.ts';
 import { define as doctor } from './doctor.ts';
 import { define as info } from './info.ts';
 import { define as key } from './key.ts';
 import { define as map } from './map.ts';
+import { define as measure } from './measure.ts';
 import { define as rebase } from './rebase.ts';
 import { define as resize } from './resize.ts';
 import { define as snapshot } from './snapshot.ts';
@@ -42,6 +46,10 @@ export const { define, run } = verb((program) =>
         map,
         check,
         convert,
+        compare,
+        dd,
+        measure,
+        bench,
         resize,
         amend,
         snapshot,

@@ -43,12 +43,7 @@ export function imagePart(image: Image, start: number, length: number): SourceDi
   };
 }
 
-async function* imageRuns(
-  image: Image,
-  topOnly: boolean,
-  start = 0,
-  end = image.size,
-): AsyncGenerator<Run> {
+async function* imageRuns(image: Image, topOnly: boolean, start = 0, end = image.size): AsyncGenerator<Run> {
   for (let at = start; at < end;) {
     const ask = topOnly ? layerStatus : blockStatus;
     const { length, zero, data, host } = await ask(image, at, end - at);
