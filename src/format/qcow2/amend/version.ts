@@ -20,8 +20,7 @@ import { entriesOf, switchTable } from '../write/snapshots.ts';
 import type { WholeTables } from '../write/whole.ts';
 import type { Qcow2Writer } from '../write/writer.ts';
 import { allTables, anyEntry, entriesAt, type AnyTable } from './all-tables.ts';
-import { keptExtensions, switchToHeader, type HeaderChange } from './header-switch.ts';
-import { planHeader } from './header-switch.ts';
+import { keptExtensions, planHeader, switchToHeader, type HeaderChange } from './header-switch.ts';
 
 /** Clusters given back after which they are freed, so that the list stays short. */
 const MOST_GIVEN = 50_000;
