@@ -2,19 +2,21 @@
 // --quick leaves out the tests that take minutes; every other argument goes to vitest.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { have, root } from './common.mjs';
 
 const quick = process.argv.includes('--quick');
 const rest = process.argv.slice(2).filter((arg) => arg !== '--quick');
 const counts = { passed: 0, failed: 0, skipped: 0 };
+const failures = [];
 
 mkdirSync(join(root, '.cache'), { recursive: true });
 if (process.env.SPINDLE_ADDON !== 'off' && rest.length === 0 && have('cargo')) cargo();
 vitest();
 
 const skipped = counts.skipped > 0 ? `, ${counts.skipped} skipped` : '';
-writeFileSync(join(root, '.cache', 'counts.json'), JSON.stringify(counts));
+for (const failure of failures) console.log(`FAILED: ${failure}`);
+writeFileSync(join(root, '.cache', 'counts.json'), JSON.stringify({ ...counts, failures }));
 console.log(`${counts.passed} passed, ${counts.failed} failed${skipped}`);
 process.exit(counts.failed > 0 ? 1 : 0);
 
@@ -33,6 +35,7 @@ function cargo() {
     counts.skipped += Number(ignored);
   }
   if (done.status !== 0 && counts.failed === 0) counts.failed++;
+  if (done.status !== 0) failures.push('cargo test');
 }
 
 function vitest() {
@@ -57,13 +60,24 @@ function vitest() {
   );
   if (!existsSync(report)) {
     counts.failed++;
+    failures.push('vitest left no report');
     return;
   }
   const result = JSON.parse(readFileSync(report, 'utf8'));
   counts.passed += result.numPassedTests;
   counts.failed += result.numFailedTests;
   counts.skipped += result.numPendingTests + result.numTodoTests;
+  for (const { name, message, assertionResults } of result.testResults) {
+    const file = relative(root, name);
+    for (const { status, fullName, failureMessages } of assertionResults)
+      if (status === 'failed') failures.push(`${file}: ${fullName}: ${firstLines(failureMessages[0])}`);
+    if (message) failures.push(`${file}: ${firstLines(message)}`);
+  }
   // A file that could not even be loaded has no failed test; an error outside tests fails the run without one.
   if (done.status !== 0 && result.numFailedTests === 0)
     counts.failed += Math.max(1, result.numFailedTestSuites);
+}
+
+function firstLines(text = '') {
+  return text.split('\n').slice(0, 3).join(' | ').slice(0, 500);
 }
