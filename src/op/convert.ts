@@ -10,6 +10,7 @@ import { openImage } from '../format/open.ts';
 import { nodeCodec } from '../native/codec.ts';
 import { nodeCrypto } from '../native/crypto.ts';
 import type { FileStorage } from '../storage/file.ts';
+import { addBitmaps, bitmapsOf, refuseBitmaps, type CopiedBitmap } from './copy/bitmaps.ts';
 import { copyDisk, tooSmall, type Copied } from './copy/copy.ts';
 import { imageSource, joinedSource, sizedSource, type SourceDisk } from './copy/source.ts';
 import { createFilled, type Created, type CreateRequest } from './create.ts';
@@ -56,6 +57,10 @@ export interface ConvertOptions extends Working {
   readonly share?: boolean | undefined;
   /** Bytes a second at most. Default: no limit. */
   readonly rate?: number | undefined;
+  /** Copy the persistent bitmaps of the one source too, so that they say of the copy what they say of it. Default: no. */
+  readonly bitmaps?: boolean | undefined;
+  /** Leave out inconsistent bitmaps, telling of each; default: fail. */
+  readonly onBitmapSkipped?: ((name: string) => void) | undefined;
   /** Fill with zeroes what cannot be read, telling of each piece; default: fail. */
   readonly onUnreadable?: ((at: number, length: number, error: unknown) => void) | undefined;
 }
@@ -72,8 +77,8 @@ export interface Converted extends Copied {
  * Copies the disks of one or more images, one after the other, into a new image or over an existing one. A new image
  * replaces a file of its name only when it is complete. With a backing file, only what the top layer of the one source
  * holds is copied: the rest must be the same below. The same sources and options make the same bytes.
- * @throws SpindleError as {@link create} and {@link openImageFile}; BAD_SIZE (an existing target that is too small),
- * ENCRYPTED, ABORTED, IO
+ * @throws SpindleError as {@link create} and {@link openImageFile}; BAD_SIZE (an existing target that is too small, or
+ * has another size than the disk of bitmaps), BAD_BITMAP, EXISTS (bitmaps), ENCRYPTED, ABORTED, IO
  */
 export async function convert(
   sources: readonly ConvertSource[],
@@ -85,11 +90,13 @@ export async function convert(
   try {
     for (const source of sources) images.push(await openImageFile(source.path, { ...source, steady: true }));
     await refuseSame(images, target.path);
+    const bitmaps =
+      options.bitmaps === true ? images.flatMap((one) => bitmapsOf(one, options.onBitmapSkipped)) : [];
     const overlay = target.existing !== true && target.backing !== undefined;
     const disk = joinedSource(images.map((image) => imageSource(image, overlay)));
     return target.existing === true
-      ? await writeOver(disk, target, options)
-      : await convertInto(disk, images, target, options);
+      ? await writeOver(disk, target, options, bitmaps)
+      : await convertInto(disk, images, target, options, bitmaps);
   } finally {
     await Promise.all(images.map((image) => image.close()));
   }
@@ -98,14 +105,20 @@ export async function convert(
 function checkOptions(
   sources: readonly ConvertSource[],
   target: NewTarget | ExistingTarget,
-  { sparse, compress }: ConvertOptions,
+  { sparse, compress, bitmaps }: ConvertOptions,
 ): void {
   const bad = (message: string): SpindleError =>
     new SpindleError('BAD_OPTION', message, { path: target.path });
   if (sources.length === 0) throw bad('name an image to convert');
   if (sparse !== undefined && (sparse % 512 !== 0 || sparse < 0 || sparse > 16 * 1024 ** 2))
     throw bad(`zeroes are looked for in units of 0 to 16M, multiples of 512, not ${String(sparse)}`);
+  if (bitmaps === true && sources.length > 1)
+    throw bad('bitmaps are copied from one source only: they cannot be put one after the other');
+  if (bitmaps === true && sources[0]?.snapshot !== undefined)
+    throw bad('bitmaps belong to the disk as it is now, not to a snapshot');
   if (target.existing === true) return;
+  if (bitmaps === true && ((target.format ?? 'raw') !== 'qcow2' || target.qcow2?.version === 2))
+    throw bad('only qcow2 images from version 3 on take bitmaps');
   if (sources.length > 1 && target.backing !== undefined)
     throw bad('several sources cannot become one overlay: leave the backing file out');
   if (compress === true && (target.format ?? 'raw') !== 'qcow2')
@@ -128,25 +141,30 @@ async function writeOver(
   disk: SourceDisk,
   target: ExistingTarget,
   options: ConvertOptions,
+  bitmaps: readonly CopiedBitmap[],
 ): Promise<Converted> {
   const { path, format, direct, gate, secret } = target;
   const image = await openImageFile(path, { format, direct, gate, secret, write: true });
+  let done: Converted;
   try {
+    if (options.bitmaps === true) refuseBitmaps(image, bitmaps);
     const size = alignUp(disk.size, 512);
     if (image.size < size) throw tooSmall(size, image.size);
     const copied = await copyInto(disk, image, { ...options, blank: target.zeroed === true });
     await image.flush();
-    return { ...copied, size, created: null };
+    done = { ...copied, size, created: null };
   } catch (error) {
     if (error instanceof SpindleError) error.path ??= path;
     throw error;
   } finally {
     await image.close();
   }
+  await addBitmaps(path, bitmaps);
+  return done;
 }
 
 /**
- * Makes a new image of a disk, which the first of `images` has in it: {@link convert} for a disk of any kind.
+ * Makes a new image of a disk, which the first of `images` has in it, with `bitmaps`: {@link convert} for a disk of any kind.
  * @throws as convert
  */
 export async function convertInto(
@@ -154,6 +172,7 @@ export async function convertInto(
   images: readonly Image[],
   target: NewTarget,
   options: ConvertOptions,
+  bitmaps: readonly CopiedBitmap[] = [],
 ): Promise<Converted> {
   const { allocation, lasting, existing: _, ...request } = target;
   const size = alignUp(target.size ?? disk.size, 512);
@@ -188,6 +207,7 @@ export async function convertInto(
       } finally {
         await image.close();
       }
+      await addBitmaps(storage.path, bitmaps);
     },
   });
   return { ...copied, size, created };

@@ -50,6 +50,8 @@ interface Flags extends SourceFlags, NewImageFlags {
   readonly copyRangeOffloading?: boolean;
   readonly reflink: boolean;
   readonly salvage?: boolean;
+  readonly bitmaps?: boolean;
+  readonly skipBrokenBitmaps?: boolean;
   readonly targetCache?: CacheMode;
   readonly sourceCache?: CacheMode;
   readonly spool?: string;
@@ -166,6 +168,8 @@ export const { define, run } = verb((program) =>
       ),
     )
     .option('--no-reflink', 'do not share blocks with the source, though the file system could')
+    .option('--bitmaps', 'copy the persistent bitmaps of the source too (qcow2)')
+    .option('--skip-broken-bitmaps', 'leave out bitmaps that are inconsistent; needs --bitmaps')
     .option('--salvage', 'fill with zeroes what cannot be read')
     .option(
       '--spool <FOLDER>',
@@ -211,8 +215,16 @@ async function work(program: string, files: readonly string[], flags: Flags): Pr
     sparse: flags.sparseSize,
     share: flags.reflink,
     rate: flags.rate,
+    bitmaps: flags.bitmaps,
     signal: interruptible(),
     onProgress: progressOf(flags),
+    ...(flags.skipBrokenBitmaps === true
+      ? {
+          onBitmapSkipped: (name: string) => {
+            warn(program, files[0] ?? '', `bitmap '${name}' is inconsistent and is not copied`);
+          },
+        }
+      : {}),
     ...(flags.salvage === true
       ? { onUnreadable: (_at: number, length: number) => void unreadable.push(length) }
       : {}),
@@ -251,6 +263,7 @@ async function toStream(sources: readonly ConvertSource[], plan: Plan): Promise<
   const target = newTarget(program, STREAM, format, flags, given);
   const direct =
     flags.compress !== true &&
+    flags.bitmaps !== true &&
     target.encryption === undefined &&
     format !== 'luks' &&
     target.preallocation === undefined &&
@@ -278,7 +291,8 @@ async function fromStream(names: readonly string[], plan: Plan): Promise<void> {
   const target = targetIn(plan);
   const fits = (one: NewTarget): boolean =>
     (one.allocation ?? 'thin') === 'thin' && (one.preallocation ?? 'off') === 'off';
-  if (format === 'raw' && plan.path !== STREAM && target.existing !== true && fits(target)) {
+  const straight = format === 'raw' && plan.path !== STREAM && flags.bitmaps !== true;
+  if (straight && target.existing !== true && fits(target)) {
     await convertFromStream(whole, target, options);
     return;
   }
@@ -295,6 +309,8 @@ function refuseMixtures(flags: Flags, existing: boolean, bad: (message: string) 
     throw bad('--target-is-zero is for a target that exists: add -n');
   if (flags.targetImageOpts === true && !existing)
     throw bad('--target-image-opts describes an image that exists: add -n');
+  if (flags.skipBrokenBitmaps === true && flags.bitmaps !== true)
+    throw bad('--skip-broken-bitmaps needs --bitmaps');
   if (existing && flags.targetOptions.length > 0)
     throw bad('-o is for a new image; with -n the target keeps its own options');
   if (existing && (flags.backing !== undefined || flags.allocation !== undefined))
