@@ -89,6 +89,7 @@ export {
   type ExistingTarget,
   type NewTarget,
 } from './op/convert.ts';
+export { planConvert, type ConvertPlan } from './op/convert-plan.ts';
 export { convertFromStream, convertToStream, type StreamTarget } from './op/convert-stream.ts';
 export type { Copied } from './op/copy/copy.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';

@@ -85,7 +85,7 @@ export async function convert(
   target: NewTarget | ExistingTarget,
   options: ConvertOptions = {},
 ): Promise<Converted> {
-  checkOptions(sources, target, options);
+  checkConversion(sources, target, options);
   const images: Image[] = [];
   try {
     for (const source of sources) images.push(await openImageFile(source.path, { ...source, steady: true }));
@@ -102,7 +102,8 @@ export async function convert(
   }
 }
 
-function checkOptions(
+/** @throws SpindleError BAD_OPTION for what cannot be, whatever the images are */
+export function checkConversion(
   sources: readonly ConvertSource[],
   target: NewTarget | ExistingTarget,
   { sparse, compress, bitmaps }: ConvertOptions,

@@ -5,7 +5,7 @@ import { luksLength } from '../format/crypto/luks-create.ts';
 import type { Image } from '../format/image.ts';
 import { measureBitmaps, measureQcow2 } from '../format/qcow2/measure.ts';
 import { Qcow2Driver } from '../format/qcow2/driver.ts';
-import { imageSource } from './copy/source.ts';
+import { imageSource, type SourceDisk } from './copy/source.ts';
 import { settle, type CreateRequest, type EncryptionRequest } from './create.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 
@@ -55,21 +55,32 @@ export async function measure(
 ): Promise<Measured> {
   const image = await openImageFile(source.path, source);
   try {
-    // Options that make no sense are refused before the tables are read.
-    const created = settle(requestOf(target), image.size);
-    const clusters =
-      created.qcow2 === null || target.backed === true
-        ? 0
-        : await dataClusters(image, created.qcow2.clusterSize, working.signal);
-    const found = lengths(image.size, target, (all) => (target.backed === true ? all : clusters));
-    const version = created.qcow2?.version ?? 0;
-    return { ...found, bitmaps: version < 3 ? null : bitmapsOf(image, created.qcow2?.clusterSize ?? 0) };
+    const found = await measureDisk(imageSource(image), target, working);
+    const { qcow2 } = settle(requestOf(target), image.size);
+    const bitmaps = qcow2 === null || qcow2.version < 3 ? null : bitmapsOf(image, qcow2.clusterSize);
+    return { ...found, bitmaps };
   } catch (error) {
     if (error instanceof SpindleError) error.path ??= source.path;
     throw error;
   } finally {
     await image.close();
   }
+}
+
+/**
+ * How long the file of an image becomes that `disk` is copied to. Reads no data.
+ * @throws SpindleError as {@link measureSize}, ABORTED
+ */
+export async function measureDisk(
+  disk: SourceDisk,
+  target: MeasureTarget,
+  working: Pick<Working, 'signal'> = {},
+): Promise<Measured> {
+  // Options that make no sense are refused before the tables are read.
+  const { qcow2 } = settle(requestOf(target), disk.size);
+  const counted = qcow2 !== null && target.backed !== true;
+  const clusters = counted ? await dataClusters(disk, qcow2.clusterSize, working.signal) : 0;
+  return lengths(disk.size, target, (all) => (target.backed === true ? all : clusters));
 }
 
 /** `data` gives the clusters of data of a qcow2 image from all that the disk has. */
@@ -93,14 +104,14 @@ function requestOf(target: MeasureTarget): CreateRequest {
 
 /** Clusters of a new image that data of the disk falls into. */
 async function dataClusters(
-  image: Image,
+  disk: SourceDisk,
   clusterSize: number,
   signal: AbortSignal | undefined,
 ): Promise<number> {
   let count = 0;
   /** Clusters from this one on are not counted yet. */
   let next = 0;
-  for await (const { at, length, kind } of imageSource(image).runs()) {
+  for await (const { at, length, kind } of disk.runs()) {
     stopIfAborted(signal);
     if (kind !== 'data') continue;
     const first = Math.max(next, Math.floor(at / clusterSize));

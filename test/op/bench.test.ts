@@ -172,7 +172,9 @@ describe('bench', () => {
 });
 
 qemu.describeWithQemu('bench writes what qemu-img bench writes', () => {
-  for (const kind of KINDS.filter(({ name }) => name !== 'external data file')) {
+  // (qemu-img bench takes no secrets.)
+  const open = KINDS.filter(({ name, encrypted }) => name !== 'external data file' && encrypted !== true);
+  for (const kind of open) {
     it(kind.name, { timeout: 300_000 }, async () => {
       const dir = tempDir();
       const random = new Random(seedOf(`bench ${kind.name}`));
@@ -180,7 +182,7 @@ qemu.describeWithQemu('bench writes what qemu-img bench writes', () => {
       const size = 2048 * 512;
       await kind.make(ours, size, [{ at: 4096, length: 200_704, pattern: 0x55 }]);
       copyFileSync(ours, theirs);
-      for (let round = 0; round < (kind.encrypted === true ? 1 : 3); round++) {
+      for (let round = 0; round < 3; round++) {
         const length = random.pick([512, 1000, 4096, 65_536]);
         const step = random.pick([length, 512, 5000, 200_000]);
         const [count, depth] = [random.between(1, 12), random.between(1, 6)];

@@ -292,7 +292,7 @@ export class History {
       }
     } catch (error) {
       // Refcounts may be too narrow.
-      if (!isSpindleError(error, 'LIMIT') || this.point.refcountBits > 4) throw error;
+      if (!isSpindleError(error, 'LIMIT') || this.point.refcountBits > 8) throw error;
     }
     expect(image.size).toBe(this.model.size);
   }
@@ -350,7 +350,7 @@ export class History {
     const kept = this.snapshots.find((one) => one.name === name);
     if (kept === undefined && kind !== 'create') return;
     // A cluster that holds several compressed streams has a reference from each, in each snapshot.
-    if (point.refcountBits <= 4) return;
+    if (point.refcountBits <= 8) return;
     // qemu does not apply snapshots to images with bitmaps.
     if (kind === 'apply' && this.bitmaps.length > 0) return;
     await this.#reopen(async () => {

@@ -298,6 +298,8 @@ function fillCommand(step: Fill): string {
 
 /** Changes an image with qemu-io, all steps in one process. Throws when one of them fails. */
 export async function fill(path: string, steps: readonly Fill[], options: ImageOptions = {}): Promise<void> {
+  // Without commands qemu-io asks for some.
+  if (steps.length === 0) return;
   const commands = steps.flatMap((step) => ['-c', fillCommand(step)]);
   const last = steps.at(-1)?.do === 'kill' ? [137] : [0];
   const args = [...commands, ...source(path, options)];

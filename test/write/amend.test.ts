@@ -78,14 +78,18 @@ async function bothAmend(history: History, request: AmendRequest, log: string[])
     expect(Buffer.compare(readFileSync(path), before), `changed, though refused: ${refusal.message}`).toBe(0);
     // qemu forgets lazy refcounts without a word where the version has none.
     const contradicts = request.version === 2 && request.lazyRefcounts === true;
-    if (!contradicts) expect(code, `we refuse: ${refusal.message}`).toBe(1);
+    // qemu looks for compressed clusters in the disk, not in its snapshots, which it then cannot read any more.
+    const overlooked = history.snapshots.length > 0 && refusal.message.includes('compressed with zstd');
+    if (!contradicts && !overlooked) expect(code, `we refuse: ${refusal.message}`).toBe(1);
     return false;
   }
   expect(code, `qemu refuses: ${stderr}`).toBe(0);
   await clean(path);
-  // What qemu made of it is as good for us.
   expect(await specific(path)).toEqual(await specific(copy));
-  expect((await checkFile(copy, { format: 'qcow2' })).problems).toEqual([]);
+  // What qemu made of it is for us what it is for qemu, which at times leaves a copied flag that is wrong.
+  const { corruptions, leaks } = await checkFile(copy, { format: 'qcow2' });
+  const { json } = await qemu.check(copy);
+  expect({ corruptions, leaks }).toEqual({ corruptions: json?.corruptions ?? 0, leaks: json?.leaks ?? 0 });
   const [ours, theirs] = await Promise.all(
     [path, copy].map((one) => openImageFile(one, { format: 'qcow2' })),
   );

@@ -11,6 +11,7 @@ import {
   type ExistingTarget,
   type NewTarget,
 } from '../../op/convert.ts';
+import { planConvert, type ConvertPlan } from '../../op/convert-plan.ts';
 import { convertFromStream, convertToStream } from '../../op/convert-stream.ts';
 import { cacheOption, type CacheMode } from '../cache-mode.ts';
 import { collect, formatOption, newCommand, sizeValue, verb } from '../command-line.ts';
@@ -55,6 +56,8 @@ interface Flags extends SourceFlags, NewImageFlags {
   readonly targetCache?: CacheMode;
   readonly sourceCache?: CacheMode;
   readonly spool?: string;
+  readonly plan?: boolean;
+  readonly output: 'human' | 'json';
   readonly p?: boolean;
   readonly quiet?: boolean;
   readonly progress: ProgressForm;
@@ -73,6 +76,7 @@ export const { define, run } = verb((program) =>
       ['-O qcow2 --allocation keep disk.qcow2 copy.qcow2', 'as thin or thick as the source is'],
       ["-O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'", 'into a pipe; - is standard input or output'],
       ['-f raw -O qcow2 - disk.qcow2 < disk.raw', 'out of a pipe'],
+      ['--plan -O qcow2 disk.raw disk.qcow2', 'what that would read and write, and how large it gets'],
       ['-l snapshot.name=before disk.qcow2 before.raw', 'the disk as an internal snapshot has it'],
       [
         '-O qcow2 -B base.qcow2 -F qcow2 top.qcow2 copy.qcow2',
@@ -170,6 +174,8 @@ export const { define, run } = verb((program) =>
     .option('--no-reflink', 'do not share blocks with the source, though the file system could')
     .option('--bitmaps', 'copy the persistent bitmaps of the source too (qcow2)')
     .option('--skip-broken-bitmaps', 'leave out bitmaps that are inconsistent; needs --bitmaps')
+    .option('--plan', 'tell what would be read, shared and written, and change nothing')
+    .addOption(new Option('--output <FORM>', 'form of --plan').choices(['human', 'json']).default('human'))
     .option('--salvage', 'fill with zeroes what cannot be read')
     .option(
       '--spool <FOLDER>',
@@ -231,7 +237,11 @@ async function work(program: string, files: readonly string[], flags: Flags): Pr
   };
   const plan = { program, path, format, flags, given, existing, options };
   const names = files.slice(0, -1);
-  if (names.includes(STREAM)) await fromStream(names, plan);
+  if (flags.plan === true) {
+    if (files.includes(STREAM)) throw bad('--plan looks at files: a pipe tells nothing beforehand');
+    const sources = names.map((file, index) => sourceIn(file, flags, index));
+    printPlan(await planConvert(sources, targetIn(plan), options), flags);
+  } else if (names.includes(STREAM)) await fromStream(names, plan);
   else {
     const sources = names.map((file, index) => sourceIn(file, flags, index));
     if (path === STREAM && !existing) await toStream(sources, plan);
@@ -239,6 +249,30 @@ async function work(program: string, files: readonly string[], flags: Flags): Pr
   }
   const lost = unreadable.reduce((sum, length) => sum + length, 0);
   if (lost > 0) warn(program, files[0] ?? '', `${formatSize(lost)} could not be read and are zeroes now`);
+}
+
+function printPlan(plan: ConvertPlan, { output, compress }: Flags): void {
+  if (output === 'json') {
+    out(`${JSON.stringify(plan, null, 4)}\n`);
+    return;
+  }
+  const { size, read, shared, zero, absent, required, free, exists } = plan;
+  const told = (bytes: number): string => `${formatSize(bytes)} (${String(bytes)} bytes)`;
+  const lines = [
+    `disk: ${told(size)}`,
+    `read and written, but for zeroes found in it: ${told(read)}`,
+    ...(shared > 0 ? [`shared if the file system can, else read and written: ${told(shared)}`] : []),
+    `zeroes, not read: ${told(zero)}`,
+    ...(absent > 0 ? [`left to the backing file: ${told(absent)}`] : []),
+    ...(required === null
+      ? ['target: exists; its disk is written over']
+      : [`new image file: ${compress === true ? 'less than ' : 'at most '}${told(required)}`]),
+    ...(free === null ? [] : [`free there: ${told(free)}`]),
+    ...(exists && required !== null
+      ? ['a file of this name exists: it is replaced when the new one is complete']
+      : []),
+  ];
+  out(`${lines.join('\n')}\n`);
 }
 
 /** What the command line asks for. */
