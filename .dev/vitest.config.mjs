@@ -7,7 +7,7 @@ const SLOW = [
   'test/fuzz/**',
   'test/convert/differential.test.ts',
   'test/chain/**',
-  'test/cli/change.test.ts',
+  'test/cli/{change,libvirt}.test.ts',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
   'test/write/{amend,amend-crash,bitmaps-model,bitmaps-crash,large}.test.ts',
 ];
