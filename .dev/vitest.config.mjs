@@ -5,7 +5,7 @@ import { defineConfig } from 'vitest/config';
 const SLOW = [
   'test/differential/**',
   'test/fuzz/**',
-  'test/convert/differential.test.ts',
+  'test/convert/{differential,round-trip}.test.ts',
   'test/chain/**',
   'test/cli/{change,libvirt}.test.ts',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
