@@ -1,10 +1,9 @@
-import { stat, statfs } from 'node:fs/promises';
-import { dirname } from 'node:path';
 import { alignUp } from '../core/align.ts';
 import { localName } from '../core/path.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
 import type { Image } from '../format/image.ts';
 import { FileStorage } from '../storage/file.ts';
+import { placeOf } from '../storage/place.ts';
 import { checkConversion, refuseSame } from './convert.ts';
 import type { ConvertOptions, ConvertSource, ExistingTarget, NewTarget } from './convert.ts';
 import { imageSource, joinedSource, sizedSource, type SourceDisk } from './copy/source.ts';
@@ -91,27 +90,6 @@ async function amounts(
 
 function isOn(storage: unknown, device: bigint): boolean {
   return storage instanceof FileStorage && storage.identity.startsWith(`${device.toString()}:`);
-}
-
-/** Where a target is or will be. */
-interface Place {
-  /** Of the file system, as in st_dev; undefined for a device. */
-  readonly device: bigint | undefined;
-  readonly free: number | null;
-  readonly exists: boolean;
-}
-
-async function placeOf(path: string): Promise<Place | null> {
-  const there = await stat(path, { bigint: true }).catch(() => null);
-  if (there?.isBlockDevice() === true) return { device: undefined, free: null, exists: true };
-  try {
-    const folder = dirname(path);
-    const { dev } = await stat(folder, { bigint: true });
-    const { bavail, bsize } = await statfs(folder, { bigint: true });
-    return { device: there?.dev ?? dev, free: Number(bavail * bsize), exists: there !== null };
-  } catch {
-    return null;
-  }
 }
 
 async function required(disk: SourceDisk, target: NewTarget, { signal }: ConvertOptions): Promise<number> {
