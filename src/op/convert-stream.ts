@@ -127,7 +127,7 @@ export async function convertFromStream(
   target: NewTarget,
   options: ConvertOptions = {},
 ): Promise<{ readonly size: number }> {
-  const { allocation, lasting, existing: _, ...request } = target;
+  const { allocation, lasting, direct, existing: _, ...request } = target;
   const thick = (allocation ?? 'thin') !== 'thin' || (target.preallocation ?? 'off') !== 'off';
   if (thick)
     throw new SpindleError('BAD_OPTION', 'a stream of unknown length makes a thin image', {
@@ -138,6 +138,7 @@ export async function convertFromStream(
   let size = 0;
   await createFilled(first, {
     lasting,
+    direct,
     fill: async (storage, dataFile, made) => {
       const image = await openImage(storage, {
         format: made.format,

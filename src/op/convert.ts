@@ -34,6 +34,8 @@ export interface NewTarget extends Omit<CreateRequest, 'allocation' | keyof Work
   readonly allocation?: AllocationPolicy | 'keep' | undefined;
   /** False: a file that was not there before need not survive a power cut. Default: true. */
   readonly lasting?: boolean | undefined;
+  /** Write past the page cache (O_DIRECT). Default: no. */
+  readonly direct?: boolean | undefined;
 }
 
 /** An image that exists, whose disk is written over. It keeps its size, which must suffice, and its format. */
@@ -175,7 +177,7 @@ export async function convertInto(
   options: ConvertOptions,
   bitmaps: readonly CopiedBitmap[] = [],
 ): Promise<Converted> {
-  const { allocation, lasting, existing: _, ...request } = target;
+  const { allocation, lasting, direct, existing: _, ...request } = target;
   const size = alignUp(target.size ?? disk.size, 512);
   let copied: Copied = { written: 0, shared: 0, zero: 0 };
   const filled: CreateRequest = {
@@ -186,6 +188,7 @@ export async function convertInto(
   };
   const created = await createFilled(filled, {
     lasting,
+    direct,
     fill: async (storage, dataFile, made) => {
       const image = await openImage(storage, {
         format: made.format,

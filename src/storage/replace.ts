@@ -20,6 +20,8 @@ export interface ReplaceOptions {
    * nothing. Default: what was made survives a power cut.
    */
   readonly lasting?: boolean | undefined;
+  /** Write past the page cache (O_DIRECT). Default: no. */
+  readonly direct?: boolean | undefined;
 }
 
 /** Temporary files that exist now. */
@@ -52,12 +54,16 @@ export async function replaceFile(
     refuseOther(old, path);
     await refuseInUse(target);
   }
-  if (old?.isBlockDevice() === true) await writeDevice(target, build);
+  if (old?.isBlockDevice() === true) await writeDevice(target, build, how);
   else await writeFile(target, path, old, build, how);
 }
 
-async function writeDevice(target: string, build: (storage: FileStorage) => Promise<void>): Promise<void> {
-  const storage = await openFile(target, { write: true });
+async function writeDevice(
+  target: string,
+  build: (storage: FileStorage) => Promise<void>,
+  { direct }: ReplaceOptions,
+): Promise<void> {
+  const storage = await openFile(target, { write: true, direct: direct === true });
   try {
     await build(storage);
     if (!storage.closed) await storage.flush();
@@ -78,7 +84,11 @@ async function writeFile(
   const temporary = temporaryName(target);
   leftovers.add(temporary);
   try {
-    const storage = await openFile(temporary, { create: 'exclusive', unsafe: how.lasting === false });
+    const storage = await openFile(temporary, {
+      create: 'exclusive',
+      unsafe: how.lasting === false,
+      direct: how.direct === true,
+    });
     try {
       await build(storage);
       if (!storage.closed) await storage.flush();

@@ -395,6 +395,7 @@ function newTarget(
     format,
     allocation: flags.allocation,
     lasting: flags.targetCache !== undefined && !flags.targetCache.unsafe,
+    direct: flags.targetCache?.direct,
     onWarning: (message) => {
       warn(program, path, message);
     },
