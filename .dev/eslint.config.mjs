@@ -11,6 +11,7 @@ const BITWISE = [
   'src/format/status.ts',
   'src/format/open.ts',
   'src/format/raw/driver.ts',
+  'src/op/allocate/{host,thin}.ts',
   'src/op/info.ts',
   'src/op/open.ts',
 ];

@@ -92,6 +92,7 @@ export {
 export { planConvert, type ConvertPlan } from './op/convert-plan.ts';
 export { convertFromStream, convertToStream, type StreamTarget } from './op/convert-stream.ts';
 export type { Copied } from './op/copy/copy.ts';
+export { allocate, type Allocated, type AllocateRequest, type HostHold } from './op/allocate.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
 export { commit, type CommitOptions, type Committed } from './op/commit.ts';
 export { rebase, type NewBacking, type Rebased, type RebaseOptions } from './op/rebase.ts';

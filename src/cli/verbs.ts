@@ -10,6 +10,7 @@ export const VERBS: Readonly<Record<string, string>> = {
   measure: 'tell how large an image will be',
   bench: 'time requests to an image',
   resize: 'change the size of a disk',
+  allocate: 'make an existing image thin or thick',
   amend: 'change options of an existing image',
   snapshot: 'list, make, apply and delete internal snapshots',
   bitmap: 'make, delete, merge and switch dirty bitmaps',

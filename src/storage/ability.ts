@@ -126,3 +126,14 @@ export function hasExtentSizeHints(fd: number): boolean {
     return true;
   }
 }
+
+/** Bytes that the file system of a descriptor has left for whoever runs this; null where it does not say. */
+export function freeSpaceOf(fd: number): number | null {
+  try {
+    const { bavail, bfree, bsize } = statfsSync(`/proc/self/fd/${String(fd)}`);
+    const blocks = process.getuid?.() === 0 ? bfree : bavail;
+    return blocks * bsize;
+  } catch {
+    return null;
+  }
+}

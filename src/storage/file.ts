@@ -175,6 +175,17 @@ export class FileStorage implements Storage {
     });
   }
 
+  /**
+   * Makes a hole of a range of a file, or fails; blocks behind the end of the file go with a range that ends there.
+   * @throws UNSUPPORTED, also for a block device
+   */
+  punch(at: number, length: number): Promise<void> {
+    return this.#change(at, length, () => {
+      const end = at + length === this.#size ? alignUp(this.#size, ZERO_CHUNK) : at + length;
+      return this.#native('make a hole', () => native().fallocate(this.#fd, 'punch', at, end - at));
+    });
+  }
+
   /** Where the file system cannot tell (`can.extents` is false), all is data. */
   extent(at: number, length: number): Promise<Extent> {
     return this.#run(async () => {

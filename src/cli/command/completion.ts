@@ -5,6 +5,7 @@ import { fishScript } from '../completion/fish.ts';
 import { completedVerbs } from '../completion/model.ts';
 import { zshScript } from '../completion/zsh.ts';
 import { out } from '../output.ts';
+import { define as allocate } from './allocate.ts';
 import { define as amend } from './amend.ts';
 import { define as bench } from './bench.ts';
 import { define as bitmap } from './bitmap.ts';
@@ -51,6 +52,7 @@ export const { define, run } = verb((program) =>
         measure,
         bench,
         resize,
+        allocate,
         amend,
         snapshot,
         bitmap,

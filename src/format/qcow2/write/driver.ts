@@ -4,6 +4,7 @@ import type { Storage, StorageCan, ZeroOptions } from '../../../core/storage.ts'
 import type { Working } from '../../../core/working.ts';
 import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeTools } from '../../driver.ts';
 import { amendQcow2, checkAmend, type Amending, type FormatChange } from '../amend/amend.ts';
+import { lockedData } from '../../crypto/encrypted-storage.ts';
 import { Qcow2Driver } from '../driver.ts';
 import { CryptMethod, Incompatible } from '../layout.ts';
 import { readMetadata, type Metadata } from '../metadata.ts';
@@ -13,7 +14,7 @@ import { emptyDisk } from './empty.ts';
 import { LiveBitmaps } from './live-bitmaps.ts';
 import { announceChanges, refuseUnsound, soundMetadata } from './open-header.ts';
 import { resizeQcow2 } from './resize.ts';
-import type { Reloadable, WriterOptions } from './whole.ts';
+import type { Reloadable, WholeTables, WriterOptions } from './whole.ts';
 import { Qcow2Writer } from './writer.ts';
 
 /**
@@ -31,6 +32,8 @@ export class Qcow2WriteDriver implements FormatDriver {
   readonly #options: WriterOptions;
   #parts: Parts;
   #broken: SpindleError | undefined;
+  /** What is done changes nothing that the guest sees. */
+  #unseen = false;
 
   private constructor(
     storage: Storage,
@@ -215,6 +218,29 @@ export class Qcow2WriteDriver implements FormatDriver {
     return { ...this.#reloadable(), backed, plain };
   }
 
+  /**
+   * Runs work whose writes change nothing that the guest sees, only where it is: bitmaps do not record them. Nothing else
+   * may change the image meanwhile.
+   */
+  async unseen<T>(work: () => Promise<T>): Promise<T> {
+    this.#unseen = true;
+    try {
+      return await work();
+    } finally {
+      this.#unseen = false;
+    }
+  }
+
+  /** Runs work on the tables, when all that was done is durable: see {@link Qcow2Writer.alone}. */
+  onTables<T>(work: (writer: Qcow2Writer, whole: WholeTables) => Promise<T>): Promise<T> {
+    return this.#guarded(() => this.writer.alone((whole) => work(this.writer, whole)));
+  }
+
+  /** The guest data cannot be read or written: it is encrypted, and no secret was given. */
+  get locked(): boolean {
+    return this.#options.plain === lockedData;
+  }
+
   /** Takes everything out of the disk: see {@link emptyDisk}. Nothing else may use the image meanwhile. */
   empty(): Promise<void> {
     return this.changeSnapshots((image) => emptyDisk(image.writer()));
@@ -244,7 +270,7 @@ export class Qcow2WriteDriver implements FormatDriver {
   /** Work that changes what the guest sees in a range. */
   #changing<T>(at: number, length: number, work: () => Promise<T>): Promise<T> {
     return this.#guarded(async () => {
-      const recorded = this.#options.bitmaps?.record(at, length);
+      const recorded = this.#unseen ? undefined : this.#options.bitmaps?.record(at, length);
       if (recorded !== undefined) await recorded;
       return work();
     });

@@ -1,5 +1,4 @@
 import { alignDown, alignUp, divUp, isAligned } from '../../../core/align.ts';
-import { fillWithZeroes, reservable } from '../../../core/allocation.ts';
 import { SpindleError } from '../../../core/errors.ts';
 import { lockedData } from '../../crypto/encrypted-storage.ts';
 import type { ResizeTools } from '../../driver.ts';
@@ -9,14 +8,12 @@ import { CryptMethod, Autoclear, Limit, SECTOR, TABLE_ENTRY } from '../layout.ts
 import type { Metadata } from '../metadata.ts';
 import type { Qcow2Preallocation } from '../plan.ts';
 import { clearFrom } from './clear.ts';
-import { ALL, pointTo } from './l2-editor.ts';
+import { ALL } from './l2-editor.ts';
 import { giveTable, placeTable, switchL1, switchSize } from './place.ts';
+import { preallocate } from './preallocate.ts';
 import { encodeL1 } from './tree.ts';
 import type { Reloadable, WholeTables } from './whole.ts';
 import type { Qcow2Writer } from './writer.ts';
-
-/** Bytes of guest data that are preallocated at once. */
-const STEP = 64 * 1024 * 1024;
 
 /**
  * Changes the virtual size. Growing, the header's size comes last: before it nobody sees what is prepared. Shrinking,
@@ -119,8 +116,13 @@ async function grow(
     await image.reload(alignUp(size, clusterSize));
     // Nobody says what the last cluster holds behind the end of the disk.
     if (tail > old) await tools.zero(old, tail - old);
-    if (mode !== 'off') await preallocate(image.writer(), tail, size, mode);
-    else if (tools.backingSize > tail && size > tail) {
+    if (mode !== 'off') {
+      const writer = image.writer();
+      await writer.alone(async (whole) => {
+        await preallocate(writer, whole, { from: tail, to: size, mode, as: 'data' });
+        await whole.flush();
+      });
+    } else if (tools.backingSize > tail && size > tail) {
       await image.writer().zero(tail, alignUp(Math.min(size, tools.backingSize), clusterSize) - tail, {});
     }
     await image.writer().alone(async (whole) => {
@@ -164,55 +166,6 @@ async function growL1(writer: Qcow2Writer, whole: WholeTables, size: number): Pr
     giveTable(writer, whole, header.l1TableOffset, header.l1Size * TABLE_ENTRY);
   }
   await whole.flush();
-}
-
-/** Maps the whole clusters from guest offset `from` on to new clusters of zeroes. */
-async function preallocate(
-  writer: Qcow2Writer,
-  from: number,
-  to: number,
-  mode: Qcow2Preallocation,
-): Promise<void> {
-  await writer.alone(async (whole) => {
-    const { clusterSize, extendedL2, l2Entries } = whole.metadata.geometry;
-    const end = divUp(to, clusterSize);
-    for (let cluster = from / clusterSize; cluster < end;) {
-      const most = Math.min(
-        end - cluster,
-        l2Entries - (cluster % l2Entries),
-        Math.max(1, Math.floor(STEP / clusterSize)),
-      );
-      const { run, clean } = await whole.takeData(cluster, most);
-      const at = run.start * clusterSize;
-      try {
-        await fill(whole, at, run.count * clusterSize, mode, clean);
-      } catch (error) {
-        if (!whole.external) await writer.allocator.takeBack(run);
-        throw error;
-      }
-      writer.cache.noteWritten();
-      await writer.editor.ensureTable(cluster);
-      for (let i = 0; i < run.count; i++) {
-        await writer.editor.set(cluster + i, pointTo(at + i * clusterSize, 0, extendedL2 ? ALL : 0));
-      }
-      cluster += run.count;
-      if (writer.cache.full) await whole.flush();
-    }
-    await whole.flush();
-  });
-}
-
-async function fill(
-  whole: WholeTables,
-  at: number,
-  length: number,
-  mode: Qcow2Preallocation,
-  clean: boolean,
-): Promise<void> {
-  const { data } = whole;
-  if (!clean && mode !== 'full') await data.zero(at, length, { keepAllocated: mode === 'falloc' });
-  if (mode === 'falloc') await reservable(data).reserve(at, length);
-  if (mode === 'full') await fillWithZeroes(data, at, length);
 }
 
 async function shrink(image: Reloadable, size: number, tools: ResizeTools): Promise<void> {
