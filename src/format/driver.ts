@@ -19,11 +19,14 @@ export type Mapping = { readonly length: number } & (
       readonly kind: 'zero';
       /** Space that is allocated for the range though it reads as zeroes: an offset in the driver's data storage. */
       readonly reserved?: number;
+      /** That space is part of an encrypted disk. */
+      readonly encrypted?: true;
     }
   | {
       /** Not in this layer: the backing file's bytes, zeroes where there is none. */
       readonly kind: 'backing';
       readonly reserved?: number;
+      readonly encrypted?: true;
     }
   | { readonly kind: 'compressed' }
 );

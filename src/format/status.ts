@@ -43,7 +43,7 @@ export async function layerStatus(layer: Image, at: number, length: number, dept
     case 'data':
       return dataStatus(mapping, plain);
     case 'zero':
-      return { ...plain, allocated: true, data: false, zero: true, host: reserved(layer, mapping.reserved) };
+      return { ...plain, allocated: true, data: false, zero: true, host: reserved(layer, mapping) };
     case 'backing': {
       const below = layer.backing !== null && at < layer.backing.size;
       return {
@@ -51,7 +51,7 @@ export async function layerStatus(layer: Image, at: number, length: number, dept
         allocated: false,
         data: false,
         zero: !below,
-        host: reserved(layer, mapping.reserved),
+        host: reserved(layer, mapping),
       };
     }
     case 'compressed':
@@ -68,8 +68,11 @@ async function preciseMapping(layer: Image, at: number, length: number): Promise
   }
 }
 
-function reserved(layer: Image, at: number | undefined): BlockStatus['host'] {
-  return at === undefined ? null : { storage: layer.driver.data, at };
+function reserved(
+  layer: Image,
+  { reserved: at, encrypted }: Extract<Mapping, { kind: 'zero' | 'backing' }>,
+): BlockStatus['host'] {
+  return at === undefined || encrypted === true ? null : { storage: layer.driver.data, at };
 }
 
 async function dataStatus(

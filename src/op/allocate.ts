@@ -72,14 +72,13 @@ export async function allocate(path: string, request: AllocateRequest): Promise<
     done = { format: image.format as Format, policy, size: image.size, before };
     if (!plan && policy !== 'thin') refuseTooLarge(image.driver.data, usage, before);
     await work(image, request, tally);
-    if (plan) {
-      const { allocated } = before;
-      const then =
-        allocated === null ? null : Math.max(0, allocated + grown(policy, tally, usage) - tally.freed);
-      return { ...done, ...tally, after: { policy, allocated: then } };
-    }
-    await image.flush();
+    if (!plan) await image.flush();
     await image.close();
+    if (plan) {
+      const more = grown(policy, tally, usage) - tally.freed;
+      const allocated = before.allocated === null ? null : Math.max(0, before.allocated + more);
+      return { ...done, ...tally, after: { policy, allocated } };
+    }
   } catch (error) {
     if (error instanceof SpindleError) error.path ??= path;
     // What closing would say is only what went wrong already.

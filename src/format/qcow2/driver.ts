@@ -132,7 +132,8 @@ export class Qcow2Driver extends ReadOnlyDriver {
 
   #mapping(run: ClusterRun, at: number): Mapping {
     const { length, host } = run;
-    const reserved = host < 0 || this.#plain !== null ? {} : { reserved: host };
+    const encrypted = this.#plain === null ? {} : { encrypted: true as const };
+    const reserved = host < 0 ? {} : { reserved: host, ...encrypted };
     switch (run.kind) {
       case 'data':
         return this.#plain === null

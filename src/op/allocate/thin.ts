@@ -10,7 +10,7 @@ import { spareSpace, tidy, vacate, type ByteRange } from '../../format/qcow2/wri
 import { Qcow2WriteDriver } from '../../format/qcow2/write/driver.ts';
 import { native } from '../../native/binding.ts';
 import type { Doing } from './flat.ts';
-import { HostSpace } from './host.ts';
+import { HostSpace, UNIT } from './host.ts';
 
 /** Guest bytes looked at together: a multiple of every cluster size. */
 const CHUNK = 2 * 1024 * 1024;
@@ -27,12 +27,12 @@ interface Placed {
   readonly kind: 'data' | 'zero' | 'below';
 }
 
-/** What a unit of the disk (a cluster or subcluster) is. */
+/** What a unit of the disk (a cluster or a part of one) is. */
 const State = { DATA: 0, ZERO_DATA: 1, ZERO: 2, BELOW: 3 } as const;
 
 /**
- * Gives back the space of a qcow2 image that holds nothing but zeroes: whole clusters lose their place, and where the
- * format or an internal snapshot keeps them in their place, they become holes of the file. Then free clusters become holes
+ * Gives back the space of a qcow2 image that holds nothing but zeroes: whole clusters lose their place, and what
+ * keeps its place beside data, or for the format or an internal snapshot, becomes a hole of the file. Then free clusters become holes
  * and the file ends with what is in use. Compressed clusters stay. With `plan` the image may be open for reading only, and
  * nothing changes.
  * @throws SpindleError ENCRYPTED, UNSUPPORTED before anything is changed; ABORTED
@@ -116,7 +116,9 @@ class Thinning {
 
   /** Looks at clusters that have a place: from guest offset `at` to `end`, which `runs` cover. */
   async #look(at: number, end: number, runs: readonly Placed[]): Promise<void> {
-    const { clusterSize, subclusterSize: unit, extendedL2 } = this.#metadata.geometry;
+    const { clusterSize, subclusterSize, extendedL2 } = this.#metadata.geometry;
+    // Parts of clusters become holes, but under a cipher, where holes are noise.
+    const unit = this.#encrypted ? subclusterSize : Math.min(subclusterSize, UNIT);
     const states = new Uint8Array(Math.ceil((end - at) / unit));
     for (const run of runs) {
       const first = (run.at - at) / unit;
