@@ -170,7 +170,8 @@ async function expectPolicy(
     const most = heldBy(bytes, one.unit) + MIB + 4 * one.unit + (one.encrypted === true ? 2 * MIB : 0);
     if (one.more !== true) expect(await allocatedBytes(file), context).toBeLessThanOrEqual(most);
     // A new volume of LUKS is all noise.
-    if (allocation !== null && one.format !== 'luks') expect(['thin', 'mixed'], context).toContain(allocation.policy);
+    if (allocation !== null && one.format !== 'luks')
+      expect(['thin', 'mixed'], context).toContain(allocation.policy);
     // What is reserved beside data within clusters may stay.
     if (allocation !== null && one.format === 'raw') expect(allocation.policy, context).toBe('thin');
     return;
@@ -178,7 +179,8 @@ async function expectPolicy(
   expect(await allocatedBytes(file), context).toBeGreaterThanOrEqual(bytes.length);
   if (!addonHere) return;
   // What is not said to have a place is shown from below, in reserved space.
-  if (allocation !== null) expect(allocation.hole + allocation.unmapped + allocation.compressed, context).toBeLessThan(512);
+  if (allocation !== null)
+    expect(allocation.hole + allocation.unmapped + allocation.compressed, context).toBeLessThan(512);
   const eager = asked === 'thick-eager' || before === 'thick-eager';
   if (allocation !== null && eager) expect(allocation.policy, context).toBe('thick-eager');
   const runs = await blockRuns(file);
@@ -186,7 +188,8 @@ async function expectPolicy(
     // Of encrypted data qemu does not tell the place.
     const unwritten = bytesIn(runs, true);
     expect(bytesIn(runs, false) + unwritten, context).toBeGreaterThanOrEqual(bytes.length);
-    if (eager) expect(unwritten, context).toBe(0);
+    // Where key slots could be, qemu leaves space unwritten.
+    if (eager) expect(unwritten, context).toBeLessThanOrEqual(2 * MIB);
     return;
   }
   let held = 0;
@@ -198,7 +201,8 @@ async function expectPolicy(
     held += to - from;
   }
   // Subclusters that are the backing file's have their place, but qemu does not tell it.
-  if (!one.name.includes('extended L2 over')) expect(held, context).toBeGreaterThanOrEqual(bytes.length - 511);
+  if (!one.name.includes('extended L2 over'))
+    expect(held, context).toBeGreaterThanOrEqual(bytes.length - 511);
 }
 
 /** All ways from one policy to another, and to the same. */
@@ -235,7 +239,10 @@ qemu.describeWithQemu('allocate', () => {
       if (old !== null && snapshot !== null)
         expect((await content(one, path, snapshot)).equals(old), `${context}: the snapshot`).toBe(true);
       if (one.format === 'qcow2') {
-        const judged = await qemu.check(path, one.encrypted === true ? { source: sourceArgs(one, path) } : {});
+        const judged = await qemu.check(
+          path,
+          one.encrypted === true ? { source: sourceArgs(one, path) } : {},
+        );
         expect(judged.code, `${context}: ${judged.stderr}`).toBe(0);
         expect((await checkFile(path)).problems, context).toEqual([]);
       }
@@ -245,3 +252,174 @@ qemu.describeWithQemu('allocate', () => {
     }
   });
 });
+
+/** A disk with data of every kind in it, and what its disk holds. */
+async function mixed(path: string, size: number, format: 'raw' | 'qcow2', seed: number): Promise<string> {
+  await create({ path, format, size });
+  const image = await openImageFile(path, { format, write: true });
+  for (let at = 0; at + 256 * KIB <= size; at += MIB) {
+    await image.write(patternOf(seed + at, 96 * KIB), at);
+    await image.zero(at + 160 * KIB, 64 * KIB, { keepAllocated: true });
+    if (format === 'qcow2') await image.writeCompressed?.(new Uint8Array(64 * KIB).fill(7), at + 256 * KIB);
+  }
+  await image.flush();
+  await image.close();
+  return hashOf(path, format);
+}
+
+async function hashOf(path: string, format: string): Promise<string> {
+  const image = await openImageFile(path, { format });
+  try {
+    return await readHash(image);
+  } finally {
+    await image.close();
+  }
+}
+
+const sha256 = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex');
+
+describe('allocate', { timeout: 120_000 }, () => {
+  it('refuses what it cannot do, and changes nothing', async () => {
+    const dir = tempDir();
+    const [base, top, path] = ['base', 'top', 'disk'].map((name) => join(dir, name)) as [
+      string,
+      string,
+      string,
+    ];
+    await mixed(base, 4 * MIB, 'raw', 1);
+    await create({ path: top, format: 'qcow2', backing: { name: 'base', format: 'raw' } });
+    const before = [base, top].map(sha256);
+    for (const policy of ['thick-lazy', 'thick-eager'] as const)
+      for (const plan of [true, false])
+        await expect(allocate(top, { policy, plan })).rejects.toMatchObject({
+          code: 'UNSUPPORTED',
+          path: top,
+        });
+    await expect(allocate(top, { policy: 'fat' as 'thin' })).rejects.toMatchObject({ code: 'BAD_OPTION' });
+    await expect(allocate(join(dir, 'absent'), { policy: 'thin' })).rejects.toMatchObject({
+      code: 'NOT_FOUND',
+    });
+    // The twins hold no locks.
+    if (addonHere) {
+      for (const file of [base, top]) {
+        const format = file === base ? 'raw' : 'qcow2';
+        const user = await openImageFile(file, { format, write: true });
+        await expect(allocate(file, { policy: 'thin', format })).rejects.toMatchObject({ code: 'IN_USE' });
+        await user.close();
+      }
+    }
+    expect([base, top].map(sha256)).toEqual(before);
+    // A table whose clusters are counted as free: what is free is not to be punched.
+    await mixed(path, 4 * MIB, 'qcow2', 3);
+    const bytes = readFileSync(path);
+    bytes.fill(0, 2 * 65536 + 8, 2 * 65536 + 32);
+    writeFileSync(path, bytes);
+    const damaged = sha256(path);
+    for (const policy of ['thin', 'thick-lazy', 'thick-eager'] as const)
+      await expect(allocate(path, { policy })).rejects.toMatchObject({ code: 'CORRUPT', path });
+    expect(sha256(path)).toBe(damaged);
+  });
+
+  it('of an encrypted image asks for a secret before anything changes', async () => {
+    const path = join(tempDir(), 'disk');
+    const encryption = { secret, luks: { iterTime: 10 } };
+    await create({ path, format: 'qcow2', size: 4 * MIB, encryption });
+    const before = sha256(path);
+    for (const policy of ['thin', 'thick-eager'] as const)
+      await expect(allocate(path, { policy })).rejects.toMatchObject({ code: 'ENCRYPTED', path });
+    expect(sha256(path)).toBe(before);
+    // Space that is said to be zero is reserved without one; doing it again takes no more.
+    const lazy = await allocate(path, { policy: 'thick-lazy' });
+    expect((await allocate(path, { policy: 'thick-lazy' })).after).toEqual(lazy.after);
+    if (addonHere) expect(lazy.after.policy).toBe('thick-lazy');
+    expect((await checkFile(path)).problems).toEqual([]);
+  });
+
+  it('a plan changes nothing', async () => {
+    for (const format of ['raw', 'qcow2'] as const) {
+      const path = join(tempDir(), 'disk');
+      await mixed(path, 4 * MIB, format, 5);
+      const { blocks, mtimeMs } = statSync(path);
+      const before = sha256(path);
+      for (const policy of ['thin', 'thick-lazy', 'thick-eager'] as const) {
+        const plan = await allocate(path, { policy, format, plan: true });
+        expect(plan.after.policy).toBe(policy);
+        if (policy !== 'thin') expect(plan.written + plan.reserved).toBeGreaterThan(2 * MIB);
+      }
+      expect([statSync(path).blocks, statSync(path).mtimeMs]).toEqual([blocks, mtimeMs]);
+      expect(sha256(path)).toBe(before);
+    }
+  });
+
+  it('stopped on request leaves the disk as it was; doing it again finishes it', async () => {
+    for (const format of ['raw', 'qcow2'] as const) {
+      const path = join(tempDir(), 'disk');
+      const before = await mixed(path, 16 * MIB, format, 7);
+      let stopped = 0;
+      for (const policy of ['thick-lazy', 'thick-eager', 'thin'] as const) {
+        const stop = new AbortController();
+        const onProgress = (done: number, total: number): void => {
+          if (done > total / 3) stop.abort();
+        };
+        const work = allocate(path, { policy, format, signal: stop.signal, onProgress });
+        await work.catch((error: unknown) => {
+          expect(error).toMatchObject({ code: 'ABORTED' });
+          stopped++;
+        });
+        expect(await hashOf(path, format)).toBe(before);
+        if (format === 'qcow2') expect((await checkFile(path)).problems).toEqual([]);
+        const told: number[] = [];
+        const done = await allocate(path, { policy, format, onProgress: (at, all) => told.push(at / all) });
+        if (addonHere) expect(done.after.policy).toBe(policy);
+        expect(told.at(-1)).toBe(1);
+        expect([...told].sort((a, b) => a - b)).toEqual(told);
+        expect(await hashOf(path, format)).toBe(before);
+      }
+      // A small raw file is done at once.
+      if (format === 'qcow2') expect(stopped).toBeGreaterThan(0);
+    }
+  });
+
+  it('records nothing in bitmaps, which stay valid', async () => {
+    const path = join(tempDir(), 'disk');
+    await mixed(path, 8 * MIB, 'qcow2', 9);
+    await changeBitmap(path, 'records', [{ do: 'add', granularity: 65_536 }]);
+    for (const policy of ['thick-lazy', 'thick-eager', 'thin'] as const) {
+      await allocate(path, { policy });
+      expect((await info(path)).qcow2?.bitmaps[0]?.flags).toEqual(['auto']);
+    }
+    for await (const range of readBitmap(path, 'records')) expect.unreachable(JSON.stringify(range));
+  });
+});
+
+const loopMissing = noLoop();
+describe.skipIf(loopMissing !== undefined || !addonHere)(
+  'allocate on a block device',
+  { timeout: 120_000 },
+  () => {
+    it('gives zeroes back, writes them, and says what makes no sense', async () => {
+      const bytes = new Uint8Array(8 * MIB);
+      bytes.set(patternOf(1, MIB), 2 * MIB);
+      const device = attachLoop(bytes);
+      try {
+        const { path, file } = device;
+        await expect(allocate(path, { policy: 'thick-lazy', format: 'raw' })).rejects.toMatchObject({
+          code: 'UNSUPPORTED',
+          path,
+        });
+        const same = (): void => {
+          expect(readFileSync(file).equals(bytes)).toBe(true);
+        };
+        await allocate(path, { policy: 'thin', format: 'raw' });
+        same();
+        expect(await allocatedBytes(file)).toBeLessThan(2 * MIB);
+        await allocate(path, { policy: 'thick-eager', format: 'raw' });
+        same();
+        await qemu.run('sync', [file]);
+        expect(await allocatedBytes(file)).toBeGreaterThanOrEqual(8 * MIB);
+      } finally {
+        device.detach();
+      }
+    });
+  },
+);
