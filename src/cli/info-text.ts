@@ -23,7 +23,7 @@ export function infoText(image: ImageInfo): string {
     ...snapshotTable(image.snapshots),
     ...formatLines(image),
     "Child node '/file':",
-    ...line('    filename', image.path),
+    ...line('    filename', image.file),
     ...line('    protocol type', image.isDevice ? 'host_device' : 'file'),
     ...line('    file length', exactSize(shownFileLength(image))),
     ...line('    disk size', diskSize),

@@ -200,7 +200,10 @@ export function secretSource(flags: SecretFlags, id?: string, fresh = false, wha
       'BAD_OPTION',
       `no secret has the id '${id}': add --object secret,id=${id},file=PATH`,
     );
-  return async ({ name }) => {
+  return async ({ name, id: asked }) => {
+    // An image below may have been named together with a secret of its own.
+    if (asked !== undefined && asked !== id)
+      return secretSource(flags, asked, fresh, what)({ name, method: 'luks' });
     if (chosen !== undefined) return chosen();
     if (flags.secretFile !== undefined) return readSecret(flags.secretFile);
     const only = onlySecret(flags);

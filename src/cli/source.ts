@@ -1,7 +1,9 @@
 import { Option, type Command } from 'commander';
 import type { SecretSource } from '../core/crypto.ts';
-import { SpindleError } from '../core/errors.ts';
-import { hasProtocol } from '../core/path.ts';
+import { isSpindleError, SpindleError } from '../core/errors.ts';
+import type { Gate } from '../format/gate.ts';
+import { namedGate } from '../op/file-gate.ts';
+import { imageName, isDescription, nameFromOptions } from '../op/image-name.ts';
 import { collect, formatOption } from './command-line.ts';
 import { parseOptionList } from './option-list.ts';
 import { secretSource, type SecretFlags } from './secret.ts';
@@ -11,6 +13,7 @@ export interface SourceFlags extends SecretFlags {
   readonly format?: string;
   readonly imageOpts?: boolean;
   readonly forceShare?: boolean;
+  readonly untrusted?: boolean;
 }
 
 /** An image as the command line names it. */
@@ -21,6 +24,8 @@ export interface Source {
   readonly share: boolean;
   /** Where the secret of an encrypted image comes from; for commands that read or write its data. */
   readonly secret: SecretSource;
+  /** Decides what is opened on the word of the image; undefined: as the operations do by themselves. */
+  readonly gate: Gate | undefined;
 }
 
 /** Adds the options that name an image. */
@@ -33,9 +38,8 @@ export function withSourceOptions(command: Command): Command {
     .addOption(new Option('--image-opts', 'FILE is a list of options: driver=qcow2,file.filename=disk.qcow2'))
     .addOption(objectOption())
     .addOption(secretFileOption())
-    .addOption(
-      new Option('-U, --force-share', 'look at the image though another process may be changing it'),
-    );
+    .addOption(new Option('-U, --force-share', 'look at the image though another process may be changing it'))
+    .addOption(untrustedOption());
 }
 
 /** `--object`, which says a secret. */
@@ -53,59 +57,64 @@ export function secretFileOption(): Option {
   );
 }
 
-/** What the command line says of the image. @throws SpindleError BAD_OPTION, UNSUPPORTED */
-export function sourceOf(file: string, flags: SourceFlags): Source {
+/** `--untrusted`, for images of unknown origin. */
+export function untrustedOption(): Option {
+  return new Option(
+    '--untrusted',
+    'open named files only, whatever images say (default: also local files that they name)',
+  );
+}
+
+/**
+ * What the command line says of the image; `also` are further files that it names.
+ * @throws SpindleError BAD_OPTION, UNSUPPORTED, UNKNOWN_FORMAT
+ */
+export function sourceOf(file: string, flags: SourceFlags, also: readonly string[] = []): Source {
+  const described = flags.imageOpts === true ? fromImageOptions(file, flags) : fromName(file, flags);
+  const { path, share } = described;
+  return { ...described, gate: gateOf(flags, [path, ...also], share) };
+}
+
+/** The gate of a command that names these files: none of its own where images are trusted. */
+export function gateOf(
+  { untrusted }: { readonly untrusted?: boolean },
+  names: readonly string[],
+  share = false,
+): Gate | undefined {
+  return untrusted === true ? namedGate(names, { share }) : undefined;
+}
+
+function fromName(file: string, flags: SourceFlags): Omit<Source, 'gate'> {
   const share = flags.forceShare === true;
-  if (flags.imageOpts !== true)
-    return { path: file, format: flags.format, share, secret: secretSource(flags) };
-  if (flags.format !== undefined) {
+  const { format, secret: id } = isDescription(file) ? imageName(file) : {};
+  return { path: file, format: flags.format ?? format, share, secret: secretSource(flags, id) };
+}
+
+function fromImageOptions(list: string, flags: SourceFlags): Omit<Source, 'gate'> {
+  if (flags.format !== undefined)
     throw new SpindleError(
       'BAD_OPTION',
       '--image-opts and --format exclude each other: put driver=FORMAT in the list',
     );
-  }
-  return fromImageOptions(file, share, flags);
-}
-
-/** What descriptions may say. */
-const KNOWN = [
-  ...['driver', 'file.driver', 'file.filename', 'filename', 'force-share'],
-  ...['encrypt.key-secret', 'encrypt.format', 'key-secret'],
-];
-
-/** The simplest descriptions: a format over a local file. */
-function fromImageOptions(list: string, share: boolean, flags: SecretFlags): Source {
-  const known: Partial<Record<string, string>> = {};
+  const options = new Map<string, string>();
   for (const { name, value } of parseOptionList(list)) {
-    if (value === undefined) {
+    if (value === undefined)
       throw new SpindleError(
         'UNSUPPORTED',
-        `--image-opts '${list}': node names are not in this version; name a file`,
+        `--image-opts '${list}': there are no nodes to name; name a file: file.filename=${list}`,
       );
-    }
-    if (!KNOWN.includes(name)) {
-      throw new SpindleError(
-        'UNSUPPORTED',
-        `--image-opts: '${name}' is not in this version; spindle takes driver, file.driver=file, file.filename, force-share and encrypt.key-secret`,
-      );
-    }
-    known[name] = value;
+    options.set(name, value);
   }
-  const protocol = known['file.driver'] ?? 'file';
-  const filename = known['file.filename'] ?? known['filename'];
-  if (filename === undefined)
-    throw new SpindleError('BAD_OPTION', `--image-opts '${list}' has no file.filename`);
-  if (protocol !== 'file') {
-    throw new SpindleError(
-      'UNSUPPORTED',
-      `--image-opts: file.driver=${protocol} is not in this version; spindle opens files`,
-    );
+  try {
+    const { name, says } = nameFromOptions(options);
+    return {
+      path: name,
+      format: says.format,
+      share: flags.forceShare === true || says.share === true,
+      secret: secretSource(flags, says.secret),
+    };
+  } catch (error) {
+    if (!isSpindleError(error)) throw error;
+    throw new SpindleError(error.code, `--image-opts '${list}': ${error.message}`, { cause: error });
   }
-  return {
-    // In a list a name is a name, also with a colon in it.
-    path: hasProtocol(filename) ? `./${filename}` : filename,
-    format: known['driver'] === 'file' ? 'raw' : known['driver'],
-    share: share || known['force-share'] === 'on',
-    secret: secretSource(flags, known['encrypt.key-secret'] ?? known['key-secret']),
-  };
 }

@@ -37,6 +37,8 @@ export interface SecretRequest {
   readonly name: string | undefined;
   /** How the image is encrypted. */
   readonly method: 'luks' | 'aes';
+  /** Which secret the name of the image asks for, where it says so. */
+  readonly id?: string | undefined;
 }
 
 /**

@@ -13,6 +13,24 @@ export interface Reference {
   readonly write: boolean;
   /** Name under which the image that asks was opened. */
   readonly from: string | undefined;
+  /** The caller gave this name instead of the one in the image. */
+  readonly given?: boolean;
+}
+
+/** What the name of an image may say of how it is opened. */
+export interface Described {
+  /** These are the caller's words, not those of an image. */
+  readonly given?: boolean | undefined;
+  /** The part of its storage that a raw image is in, in bytes. */
+  readonly window?: { readonly offset: number; readonly size: number | undefined } | undefined;
+  /** Name of the backing file instead of the one that the image records; null for none. */
+  readonly backing?: string | null | undefined;
+  /** Name of the data file instead of the one that the image records. */
+  readonly dataFile?: string | undefined;
+  /** Which of several secrets opens it. */
+  readonly secret?: string | undefined;
+  /** How it must be encrypted. */
+  readonly encryption?: string | undefined;
 }
 
 /** A reference that a gate let through. */
@@ -24,6 +42,10 @@ export interface Opened {
   readonly id: string;
   /** An image that was opened in `storage` before, to be what is below; closed with the image above it. */
   readonly image?: Image;
+  /** The format, where the name says it and the image that asks does not. */
+  readonly format?: string | undefined;
+  /** What else the name says. */
+  readonly described?: Described;
 }
 
 /**

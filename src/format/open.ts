@@ -8,7 +8,7 @@ import type { PlainData } from './crypto/encrypted-storage.ts';
 import { looksLikeLuks } from './crypto/luks-header.ts';
 import type { Unlocking } from './crypto/unlock.ts';
 import type { FormatDriver } from './driver.ts';
-import { denyAll, type Gate, type Opened } from './gate.ts';
+import { denyAll, type Described, type Gate, type Opened } from './gate.ts';
 import { DiskImage } from './disk-image.ts';
 import type { Image } from './image.ts';
 import { openLuks } from './luks/open.ts';
@@ -58,6 +58,8 @@ export interface OpenOptions {
   readonly name?: string | undefined;
   /** Identity of the storage, as the gate gives it; tells loops. */
   readonly id?: string | undefined;
+  /** What the name by which the image was found says of how it is opened. */
+  readonly described?: Described | undefined;
 }
 
 /**
@@ -73,10 +75,14 @@ export async function openImage(storage: Storage, options: OpenOptions): Promise
 async function openLayer(storage: Storage, options: OpenOptions, chain: readonly string[]): Promise<Image> {
   try {
     const format = knownFormat(options.format) ?? (await probeFormat(storage));
+    const { window } = options.described ?? {};
+    if (window !== undefined && format !== 'raw')
+      throw new SpindleError('BAD_OPTION', `offset and size are for raw images, not for ${format}`);
     if (format !== 'qcow2') {
       if (options.snapshot !== undefined)
         throw new SpindleError('SNAPSHOT_NOT_FOUND', `${format} images have no snapshots`);
-      const driver = format === 'raw' ? new RawDriver(storage) : await openLuks(storage, unlocking(options));
+      const driver =
+        format === 'raw' ? new RawDriver(storage, window) : await openLuks(storage, unlocking(options));
       return new DiskImage(driver, storage, null, options.name);
     }
     return await openQcow2(storage, options, chain);
@@ -89,12 +95,19 @@ async function openLayer(storage: Storage, options: OpenOptions, chain: readonly
 
 async function openQcow2(storage: Storage, options: OpenOptions, chain: readonly string[]): Promise<Image> {
   const metadata = await readMetadata(storage, 'data');
+  const { described = {} } = options;
+  const method = [undefined, 'aes', 'luks'][metadata.header.cryptMethod];
+  if (described.encryption !== undefined && described.encryption !== method)
+    throw new SpindleError(
+      'BAD_OPTION',
+      `the image is ${method === undefined ? 'not encrypted' : `encrypted as ${method}`}, not as ${described.encryption}`,
+    );
   const gate = options.gate ?? denyAll;
   let dataFile: Storage | null = null;
   let backing: Image | null = null;
   try {
     if ((metadata.header.incompatible.lo & Incompatible.DATA_FILE) !== 0) {
-      const name = options.dataFile ?? metadata.known.dataFile;
+      const name = options.dataFile ?? described.dataFile ?? metadata.known.dataFile;
       if (name === undefined)
         throw new SpindleError('DATA_FILE_NOT_FOUND', 'the image does not name its data file');
       dataFile = (
@@ -103,12 +116,16 @@ async function openQcow2(storage: Storage, options: OpenOptions, chain: readonly
           name,
           format: 'raw',
           write: options.write === true,
-          from: options.name,
+          // What the caller's name of the image says starts in the current directory.
+          from: options.dataFile === undefined && described.dataFile !== undefined ? undefined : options.name,
+          given:
+            options.dataFile !== undefined || (described.dataFile !== undefined && described.given === true),
         })
       ).storage;
     }
-    if (metadata.backingName !== null && options.backing !== false) {
-      backing = await openBacking(metadata.backingName, metadata.known.backingFormat, options, gate, chain);
+    const below = referenceBelow(metadata, described);
+    if (below !== null && options.backing !== false) {
+      backing = await openBacking(below, options, gate, chain);
     }
     const plain = await unlockQcow2(storage, metadata, dataFile ?? storage, unlocking(options));
     const driver = await qcow2Driver(storage, metadata, dataFile, backing !== null, plain, options);
@@ -144,13 +161,31 @@ async function qcow2Driver(
   });
 }
 
-function unlocking({ name, secret, crypto }: OpenOptions): Unlocking {
-  return { name, secret, crypto };
+function unlocking({ name, secret, crypto, described }: OpenOptions): Unlocking {
+  const id = described?.secret;
+  const chosen = secret === undefined || id === undefined ? secret : wanting(secret, id);
+  return { name, secret: chosen, crypto };
+}
+
+function wanting(secret: SecretSource, id: string): SecretSource {
+  return (request) => secret({ ...request, id });
+}
+
+/** What is below an image: what it was opened with, or what it records. */
+interface Below {
+  readonly name: string;
+  readonly format: string | undefined;
+  readonly given: boolean;
+}
+
+function referenceBelow({ backingName, known }: Metadata, { backing, given }: Described): Below | null {
+  if (backing === null) return null;
+  if (backing !== undefined) return { name: backing, format: undefined, given: given === true };
+  return backingName === null ? null : { name: backingName, format: known.backingFormat, given: false };
 }
 
 async function openBacking(
-  name: string,
-  format: string | undefined,
+  below: Below,
   options: OpenOptions,
   gate: Gate,
   chain: readonly string[],
@@ -158,7 +193,7 @@ async function openBacking(
   if (chain.length >= MAX_DEPTH) {
     throw new SpindleError('BACKING_TOO_DEEP', `the backing chain has more than ${String(MAX_DEPTH)} layers`);
   }
-  const opened = await gate({ kind: 'backing file', name, format, write: false, from: options.name });
+  const opened = await gate({ kind: 'backing file', ...below, write: false, from: options.name });
   if (chain.includes(opened.id)) {
     await opened.storage.close();
     throw loopError(opened);
@@ -167,7 +202,10 @@ async function openBacking(
   const { codec, crypto, secret } = options;
   return openLayer(
     opened.storage,
-    { codec, crypto, secret, gate, format, name: opened.name, id: opened.id },
+    {
+      ...{ codec, crypto, secret, gate, name: opened.name, id: opened.id },
+      ...{ format: below.format ?? opened.format, described: opened.described },
+    },
     [...chain, opened.id],
   );
 }

@@ -1,6 +1,7 @@
 import { SpindleError } from '../core/errors.ts';
-import { besideImage, localName } from '../core/path.ts';
+import type { Gate } from '../format/gate.ts';
 import { identityIfAny } from './create-guard.ts';
+import { besideName, fileOf } from './image-name.ts';
 import { info, infoChain, type ImageInfo } from './info.ts';
 
 /** One image of a backing chain. */
@@ -13,16 +14,16 @@ export interface ChainLayer extends ImageInfo {
  * The image at `path` and all below it, from the top down, as they are now: nothing is locked.
  * @throws SpindleError BACKING_LOOP, BACKING_NOT_FOUND, and what info throws
  */
-export async function chainOf(path: string, format?: string): Promise<ChainLayer[]> {
+export async function chainOf(path: string, format?: string, gate?: Gate): Promise<ChainLayer[]> {
   const chain: ChainLayer[] = [];
-  for (const layer of await infoChain(path, { format, share: true }))
-    chain.push({ ...layer, identity: await identityOfName(layer.path) });
+  for (const layer of await infoChain(path, { format, share: true, gate }))
+    chain.push({ ...layer, identity: await identityOfName(layer.file) });
   return chain;
 }
 
 /** The identity of the local file that a name names; null where there is none. */
 export async function identityOfName(name: string): Promise<string | null> {
-  const local = localName(name);
+  const local = fileOf(name);
   return local === null ? null : identityIfAny(local);
 }
 
@@ -32,9 +33,8 @@ export async function identityOfName(name: string): Promise<string | null> {
  * @throws SpindleError BAD_OPTION
  */
 export async function findBelow(chain: readonly ChainLayer[], name: string): Promise<number> {
-  const local = localName(name) ?? name;
   for (let index = 1; index < chain.length; index++) {
-    const identity = await identityOfName(besideImage(local, chain[index - 1]?.path));
+    const identity = await identityOfName(besideName(name, chain[index - 1]?.file));
     if (identity !== null && identity === chain[index]?.identity) return index;
   }
   const identity = await identityOfName(name);
@@ -65,7 +65,7 @@ export async function refuseLoop(
         path,
       },
     );
-  let name: string | null = besideImage(localName(backing.name) ?? backing.name, path);
+  let name: string | null = besideName(backing.name, path);
   let { format } = backing;
   for (const seen = new Set<string>(); name !== null && own !== null;) {
     const identity = await identityOfName(name);
@@ -81,7 +81,7 @@ export async function refuseLoop(
     };
     if (
       typeof qcow2?.dataFile === 'string' &&
-      (await identityOfName(besideImage(qcow2.dataFile, name))) === own
+      (await identityOfName(besideName(qcow2.dataFile, name))) === own
     )
       throw loop();
     name = backingPath;

@@ -2,15 +2,16 @@ import { SpindleError } from '../core/errors.ts';
 import type { Working } from '../core/working.ts';
 import type { Gate } from '../format/gate.ts';
 import type { Image } from '../format/image.ts';
-import { besideImage, localName } from '../core/path.ts';
 import { chainOf, findBelow, identityOfName, type ChainLayer } from './chain.ts';
 import { bringDown } from './commit/bring-down.ts';
 import type { Copied } from './copy/copy.ts';
 import { fileGate } from './file-gate.ts';
+import { besideName } from './image-name.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 
 /** How an overlay is committed. */
-export interface CommitOptions extends Working, Pick<OpenFileOptions, 'format' | 'secret' | 'direct'> {
+export interface CommitOptions
+  extends Working, Pick<OpenFileOptions, 'format' | 'secret' | 'direct' | 'gate'> {
   /**
    * The image of the backing chain that takes what lies above it: its name, seen from the image above it or from the
    * current directory. Default: the backing file.
@@ -46,21 +47,21 @@ export interface Committed extends Copied {
  * ABORTED, and as {@link openImageFile}
  */
 export async function commit(path: string, options: CommitOptions = {}): Promise<Committed> {
-  const chain = await chainOf(path, options.format);
+  const chain = await chainOf(path, options.format, options.gate);
   refuse(chain, path);
   const index = options.base === undefined ? 1 : await findBelow(chain, options.base);
   const target = chain[index] as ChainLayer;
   const emptied = !(options.keep ?? options.base !== undefined);
-  const { secret, direct } = options;
-  const base = await openImageFile(target.path, {
-    ...{ format: target.format, secret, direct },
+  const { secret, direct, gate } = options;
+  const base = await openImageFile(target.name, {
+    ...{ format: target.format, secret, direct, gate },
     ...{ write: true, steady: true },
   });
   let top: Image | undefined;
   try {
     top = await openImageFile(path, {
       ...{ format: chain[0]?.format, secret, direct },
-      ...{ write: emptied, steady: true, gate: gateTo(base, target) },
+      ...{ write: emptied, steady: true, gate: gateTo(base, target, gate) },
     });
     sure(top, base);
     const from = base.size;
@@ -104,12 +105,12 @@ function sure(top: Image, base: Image): void {
 }
 
 /** Opens what a chain needs, but for the base, which is open already. */
-function gateTo(base: Image, { identity, path }: ChainLayer): Gate {
-  const files = fileGate();
+function gateTo(base: Image, { identity, file }: ChainLayer, gate?: Gate): Gate {
+  const files = gate ?? fileGate();
   return async (reference) => {
-    const local = reference.kind === 'backing file' ? localName(reference.name) : null;
-    if (local !== null && (await identityOfName(besideImage(local, reference.from))) === identity)
-      return { storage: base.storage, name: path, id: identity ?? path, image: base };
+    const backs = reference.kind === 'backing file';
+    if (backs && (await identityOfName(besideName(reference.name, reference.from))) === identity)
+      return { storage: base.storage, name: file, id: identity ?? file, image: base };
     return files(reference);
   };
 }

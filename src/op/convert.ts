@@ -1,7 +1,6 @@
 import type { AllocationPolicy } from '../core/allocation.ts';
 import { alignUp } from '../core/align.ts';
 import { SpindleError } from '../core/errors.ts';
-import { localName } from '../core/path.ts';
 import type { Working } from '../core/working.ts';
 import { DiskImage } from '../format/disk-image.ts';
 import type { Gate } from '../format/gate.ts';
@@ -17,6 +16,7 @@ import { createFilled, type Created, type CreateRequest } from './create.ts';
 import { identitiesOf, identityIfAny } from './create-guard.ts';
 import { fileGate } from './file-gate.ts';
 import { hostUsage } from './host-usage.ts';
+import { fileOf } from './image-name.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 
 /** An image to copy from. */
@@ -134,7 +134,7 @@ export function checkConversion(
 
 /** @throws SpindleError BAD_OPTION when the target is a file that is read */
 export async function refuseSame(images: readonly Image[], path: string): Promise<void> {
-  const local = localName(path);
+  const local = fileOf(path);
   const identity = local === null ? null : await identityIfAny(local);
   if (identity === null || !images.flatMap(identitiesOf).includes(identity)) return;
   throw new SpindleError('BAD_OPTION', 'this file is the source, or the source reads it', { path });
@@ -195,7 +195,7 @@ export async function convertInto(
         codec: nodeCodec,
         crypto: nodeCrypto,
         secret: request.encryption?.secret,
-        gate: targetGate(dataFile),
+        gate: targetGate(dataFile, request.gate),
         write: true,
         name: request.path,
       });
@@ -218,8 +218,8 @@ export async function convertInto(
 }
 
 /** Opens what a new image refers to: the data file that is being made, and its backing file, which is only looked at. */
-function targetGate(dataFile: FileStorage | null): Gate {
-  const files = fileGate({ share: true });
+function targetGate(dataFile: FileStorage | null, gate?: Gate): Gate {
+  const files = gate ?? fileGate({ share: true });
   return (reference) =>
     reference.kind === 'data file' && dataFile !== null
       ? Promise.resolve({ storage: dataFile, name: reference.name, id: dataFile.identity })

@@ -1,7 +1,9 @@
 import { SpindleError } from '../core/errors.ts';
-import { besideImage, localName } from '../core/path.ts';
+import { localName } from '../core/path.ts';
+import type { Gate } from '../format/gate.ts';
 import type { Image } from '../format/image.ts';
 import { pathIdentity } from '../storage/identity.ts';
+import { besideName, fileOf } from './image-name.ts';
 import { openImageFile } from './open.ts';
 
 /** What lies below a new image. */
@@ -20,15 +22,16 @@ export interface Below {
 export async function lookBelow(
   path: string,
   backing: { readonly name: string; readonly format: string; readonly unchecked?: boolean },
+  gate?: Gate,
 ): Promise<Below> {
-  const beside = besideImage(backing.name, path);
+  const beside = besideName(backing.name, path);
   if (backing.unchecked === true) {
-    const local = localName(beside);
+    const local = fileOf(beside);
     const identity = local === null ? null : await identityIfAny(local);
     return { size: undefined, identities: identity === null ? [] : [identity] };
   }
   try {
-    const image = await openImageFile(beside, { format: backing.format, share: true });
+    const image = await openImageFile(beside, { format: backing.format, share: true, gate });
     try {
       return { size: image.size, identities: identitiesOf(image) };
     } finally {

@@ -13,6 +13,7 @@ import {
   type Encrypting,
   type Qcow2CreateOptions,
 } from '../format/qcow2/create.ts';
+import type { Gate } from '../format/gate.ts';
 import type { Format } from '../format/open.ts';
 import { knownFormat } from '../format/open.ts';
 import { createRaw, type RawPreallocation } from '../format/raw/create.ts';
@@ -63,6 +64,8 @@ export interface CreateRequest extends Working {
         readonly unchecked?: boolean;
       }
     | undefined;
+  /** Who decides what is opened below the backing file, and whether that is. Default: local files. */
+  readonly gate?: Gate | undefined;
   /** Turn copy-on-write of the file system off for the file, where it has such a switch (btrfs). */
   readonly noCow?: boolean | undefined;
   /**
@@ -304,7 +307,7 @@ function preallocationOf(request: CreateRequest): Preallocation {
 async function sizeOf(request: CreateRequest): Promise<number> {
   const { backing } = request;
   if (backing !== undefined) knownFormat(backing.format);
-  const below = backing === undefined ? null : await lookBelow(request.path, backing);
+  const below = backing === undefined ? null : await lookBelow(request.path, backing, request.gate);
   await refuseOverlap(request.path, request.qcow2?.dataFile ?? null, below?.identities ?? []);
   const size = request.size ?? below?.size;
   if (size === undefined) throw new SpindleError('BAD_SIZE', 'a size is needed, such as 10G');

@@ -40,7 +40,7 @@ function fileJson(image: ImageInfo, actual: { [key: string]: Json }): Json {
   return {
     children: [],
     'virtual-size': shownFileLength(image),
-    filename: image.path,
+    filename: image.file,
     format,
     ...actual,
     'format-specific': {

@@ -1,8 +1,8 @@
 import { alignUp } from '../core/align.ts';
 import { SpindleError } from '../core/errors.ts';
-import { besideImage, localName } from '../core/path.ts';
 import { Qcow2Driver } from '../format/qcow2/driver.ts';
 import { DiskImage } from '../format/disk-image.ts';
+import type { Gate } from '../format/gate.ts';
 import type { Format } from '../format/open.ts';
 import { BitmapFlag, Autoclear, Compatible, CryptMethod, Incompatible } from '../format/qcow2/layout.ts';
 import { lockedData } from '../format/crypto/encrypted-storage.ts';
@@ -16,6 +16,7 @@ import { nodeCodec } from '../native/codec.ts';
 import type { FileStorage } from '../storage/file.ts';
 import { fileGate } from './file-gate.ts';
 import { hostUsage, type HostUsage } from './host-usage.ts';
+import { besideName, fileOf, imageName, shownName } from './image-name.ts';
 import { openLocked } from './open.ts';
 
 /** A persistent bitmap, as info tells of it. */
@@ -42,7 +43,12 @@ export interface Qcow2Info {
 
 /** What is known of an image without opening what it refers to. Sizes in bytes. */
 export interface ImageInfo {
+  /** The name under which it is shown: its file, or `json:{...}` where only a part of a file is the image. */
   readonly path: string;
+  /** The file or device that holds it. */
+  readonly file: string;
+  /** The name by which it was found. */
+  readonly name: string;
   readonly format: Format;
   /** The size that the guest sees. */
   readonly virtualSize: number;
@@ -76,6 +82,8 @@ export interface InfoOptions {
   readonly format?: string | undefined;
   /** Look at an image that another process is changing (-U). */
   readonly share?: boolean | undefined;
+  /** Who decides about backing and data files. Default: local files are opened, everything else is refused. */
+  readonly gate?: Gate | undefined;
   /** Also tell how the disk lies on the host: reads all L2 tables. `auto`: only where they are few. Default: no. */
   readonly allocation?: boolean | 'auto' | undefined;
 }
@@ -89,6 +97,10 @@ const AUTO_TABLES = 16 * 1024 * 1024;
  * @throws SpindleError as {@link openLocked}, and the codes of the format's validation
  */
 export async function info(path: string, options: InfoOptions = {}): Promise<ImageInfo> {
+  if (typeof imageName(path).backing === 'string')
+    throw new SpindleError('UNSUPPORTED', 'info tells what an image records: leave the backing file out', {
+      path,
+    });
   const { storage, format } = await openLocked(path, options);
   try {
     if (format === 'qcow2') return await qcow2Info(storage, path, options);
@@ -126,10 +138,20 @@ export async function infoChain(path: string, options: InfoOptions = {}): Promis
     seen.add(id);
     const one: ImageInfo = await info(next, { ...options, format });
     chain.push(one);
-    next = one.backingPath === null ? null : localName(one.backingPath);
+    next = one.backingPath === null || fileOf(one.backingPath) === null ? null : one.backingPath;
+    if (next !== null) await ask(options.gate, one);
     format = one.backingFormat ?? undefined;
   }
   return chain;
+}
+
+/** Asks whether the backing file may be opened. */
+async function ask(gate: Gate | undefined, image: ImageInfo): Promise<void> {
+  const { backingName: name, backingFormat: format, file: from } = image;
+  if (gate === undefined || name === null) return;
+  const kind = 'backing file';
+  const opened = await gate({ kind, name, format: format ?? undefined, write: false, from });
+  await (opened.image ?? opened.storage).close();
 }
 
 function missing(error: unknown, from: string | undefined, name: string | null): unknown {
@@ -146,8 +168,15 @@ function missing(error: unknown, from: string | undefined, name: string | null):
 
 async function common(
   storage: FileStorage,
-): Promise<Pick<ImageInfo, 'actualSize' | 'fileLength' | 'isDevice' | 'extentSizeHint'>> {
+  name: string,
+): Promise<
+  Pick<ImageInfo, 'path' | 'file' | 'name' | 'actualSize' | 'fileLength' | 'isDevice' | 'extentSizeHint'>
+> {
+  const says = imageName(name);
   return {
+    path: shownName(says),
+    file: says.path,
+    name,
     actualSize: await storage.allocatedSize(),
     fileLength: storage.size,
     isDevice: storage.isDevice,
@@ -163,13 +192,15 @@ async function flatInfo(
   options: InfoOptions,
 ): Promise<ImageInfo> {
   const luks = format === 'luks' ? (await readLuksPlace(storage, 0)).header : null;
-  const driver = luks === null ? new RawDriver(storage) : new LuksDriver(storage, luks, lockedData);
+  const driver =
+    luks === null
+      ? new RawDriver(storage, imageName(path).window)
+      : new LuksDriver(storage, luks, lockedData);
   const wanted = options.allocation === true || options.allocation === 'auto';
   return {
-    path,
     format,
     virtualSize: driver.size,
-    ...(await common(storage)),
+    ...(await common(storage, path)),
     clusterSize: null,
     encrypted: luks !== null,
     dirty: false,
@@ -190,16 +221,15 @@ async function qcow2Info(storage: FileStorage, path: string, options: InfoOption
   const tables = header.l1Size * geometry.clusterSize;
   const wanted = options.allocation === true || (options.allocation === 'auto' && tables <= AUTO_TABLES);
   return {
-    path,
     format: 'qcow2',
     virtualSize: metadata.size,
-    ...(await common(storage)),
+    ...(await common(storage, path)),
     clusterSize: geometry.clusterSize,
     encrypted: header.cryptMethod !== CryptMethod.NONE,
     dirty: (header.incompatible.lo & Incompatible.DIRTY) !== 0,
     backingName,
     backingFormat: known.backingFormat ?? null,
-    backingPath: backingName === null ? null : recordedPath(backingName, path),
+    backingPath: backingName === null ? null : besideName(backingName, path),
     snapshots: metadata.snapshots,
     qcow2: {
       compat: header.version === 2 ? '0.10' : '1.1',
@@ -226,11 +256,6 @@ async function qcow2Info(storage: FileStorage, path: string, options: InfoOption
   };
 }
 
-function recordedPath(name: string, image: string): string {
-  const local = localName(name);
-  return local === null ? name : besideImage(local, image);
-}
-
 /** The allocation of the top layer; null where its data file is not there. */
 async function qcow2Usage(
   storage: FileStorage,
@@ -246,7 +271,7 @@ async function qcow2Usage(
   const name = metadata.known.dataFile;
   if (name === undefined) return null;
   try {
-    const opened = await fileGate({ share: options.share })({
+    const opened = await (options.gate ?? fileGate({ share: options.share }))({
       kind: 'data file',
       name,
       format: 'raw',

@@ -1,7 +1,6 @@
 import { bytesOf } from '../core/bytes.ts';
 import { SpindleError } from '../core/errors.ts';
-import { localName } from '../core/path.ts';
-import type { Gate } from '../format/gate.ts';
+import type { Described, Gate } from '../format/gate.ts';
 import type { Image } from '../format/image.ts';
 import { knownFormat, openImage, probeFormat, type Format } from '../format/open.ts';
 import type { OverlapCheck } from '../format/qcow2/write/cluster-kinds.ts';
@@ -11,6 +10,7 @@ import { nodeCrypto } from '../native/crypto.ts';
 import { openFile, type FileStorage } from '../storage/file.ts';
 import { lockImage, type LockUse } from '../storage/lock.ts';
 import { fileGate } from './file-gate.ts';
+import { imageName, isDescription, plainName, type ImageName } from './image-name.ts';
 
 /** How an image file is opened. */
 export interface OpenFileOptions {
@@ -52,26 +52,35 @@ export function secretOf(secret: string | Uint8Array): SecretSource {
 
 /**
  * Opens the image in a file or block device: its format, its data file and its backing chain. The image is a
- * {@link Storage} of the guest's disk. The file stays locked, as qemu locks it, until the image is closed.
+ * {@link Storage} of the guest's disk. The file stays locked, as qemu locks it, until the image is closed. A path may
+ * also be `file:PATH`, or a description `json:{...}` in qemu's words: its driver, file, backing, data-file...
  * @throws SpindleError NOT_FOUND, PERMISSION, NOT_A_FILE, IN_USE, UNKNOWN_FORMAT, UNSUPPORTED, BACKING_NOT_FOUND,
  * BACKING_LOOP, DATA_FILE_NOT_FOUND, BAD_SECRET, and the codes of the format's validation
  */
 export async function openImageFile(path: string, options: OpenFileOptions = {}): Promise<Image> {
+  const says = imageName(path);
   const { storage, format } = await openLocked(path, options);
+  const share = options.share === true || says.share === true;
   return openImage(storage, {
     format,
     codec: nodeCodec,
     crypto: nodeCrypto,
     secret: options.secret,
-    gate: options.gate ?? fileGate({ share: options.share }),
+    gate: options.gate ?? fileGate({ share }),
     backing: options.backing,
     snapshot: options.snapshot,
     write: options.write,
-    overlapCheck: options.overlapCheck,
+    overlapCheck: options.overlapCheck ?? says.overlapCheck,
     dataFile: options.dataFile,
-    name: path,
+    name: isDescription(path) ? plainName(says.path) : path,
     id: storage.identity,
+    described: describedBy(says),
   });
+}
+
+/** What of a name is for opening the image in its file. */
+export function describedBy({ window, backing, dataFile, secret, encryption }: ImageName): Described {
+  return { given: true, window, backing, dataFile, secret, encryption };
 }
 
 /**
@@ -82,23 +91,44 @@ export async function openLocked(
   path: string,
   options: Pick<OpenFileOptions, 'format' | 'write' | 'share' | 'direct' | 'steady'> = {},
 ): Promise<{ storage: FileStorage; format: Format }> {
-  const wanted = knownFormat(options.format);
-  const file = localName(path);
-  if (file === null) {
-    throw new SpindleError('UNSUPPORTED', `spindle opens local files; write ./${path} if this is one`, {
-      path,
-    });
-  }
-  const storage = await openFile(file, { write: options.write === true, direct: options.direct === true });
+  const says = imageName(path);
+  const wanted = knownFormat(options.format ?? says.format);
+  const write = options.write === true;
+  const share = options.share === true || says.share === true;
+  if (write) refuseToWrite(says, path);
+  const storage = await openFile(says.path, {
+    write,
+    direct: options.direct === true || says.direct === true,
+  });
   try {
+    refuseKind(says, storage, path);
     const format = wanted ?? (await probeFormat(storage));
-    await lockImage(storage, lockUse(format, options));
+    if (says.unlocked !== true) await lockImage(storage, lockUse(format, { ...options, share }));
     return { storage, format };
   } catch (error) {
     await storage.close();
     if (error instanceof SpindleError) error.path ??= path;
     throw error;
   }
+}
+
+/** @throws SpindleError READ_ONLY, BAD_OPTION where a name says that nothing is to be written */
+export function refuseToWrite({ readOnly, share }: ImageName, path: string): void {
+  if (readOnly === true) throw new SpindleError('READ_ONLY', 'it is named with read-only=on', { path });
+  if (share === true)
+    throw new SpindleError('BAD_OPTION', 'force-share=on is for looking; an image is changed alone', {
+      path,
+    });
+}
+
+/** @throws SpindleError BAD_OPTION for a file where a name says device, or the other way round */
+export function refuseKind({ kind }: ImageName, storage: FileStorage, path: string): void {
+  if (kind === undefined || (kind === 'host_device') === storage.isDevice) return;
+  const why =
+    kind === 'file'
+      ? 'the driver file is for regular files; this is a device, for which there is host_device'
+      : 'the driver host_device is for devices; this is a regular file';
+  throw new SpindleError('BAD_OPTION', why, { path });
 }
 
 function lockUse(format: Format, options: Pick<OpenFileOptions, 'write' | 'share' | 'steady'>): LockUse {

@@ -1,5 +1,4 @@
 import { SpindleError } from '../core/errors.ts';
-import { besideImage, localName } from '../core/path.ts';
 import type { Storage } from '../core/storage.ts';
 import type { Working } from '../core/working.ts';
 import { DiskImage } from '../format/disk-image.ts';
@@ -13,7 +12,8 @@ import { nodeCodec } from '../native/codec.ts';
 import { nodeCrypto } from '../native/crypto.ts';
 import { refuseLoop } from './chain.ts';
 import { fileGate } from './file-gate.ts';
-import { openImageFile, openLocked, type OpenFileOptions } from './open.ts';
+import { besideName, imageName, isDescription, plainName } from './image-name.ts';
+import { describedBy, openImageFile, openLocked, type OpenFileOptions } from './open.ts';
 import { keepDifferences, type Kept } from './rebase/keep.ts';
 
 /** The backing file that an image is given. */
@@ -25,7 +25,7 @@ export interface NewBacking {
 
 /** How an image is put on another backing file. */
 export interface RebaseOptions
-  extends Working, Pick<OpenFileOptions, 'format' | 'secret' | 'share' | 'direct'> {
+  extends Working, Pick<OpenFileOptions, 'format' | 'secret' | 'share' | 'direct' | 'gate'> {
   /**
    * Change the reference only, and look at nothing: right where the new backing file has the same content as the old
    * one (it was renamed, say), harmful everywhere else.
@@ -93,14 +93,16 @@ async function keepContent(
   id: string,
   options: RebaseOptions,
 ): Promise<Kept> {
-  const { secret, share, compress } = options;
+  const { secret, share, compress, gate = fileGate({ share }) } = options;
+  const says = imageName(path);
   if (compress === true) checkCompressible(metadata, 0, 0);
   const next = backing === null ? null : await openBelow(path, backing, options);
   let image: Image | undefined;
   try {
     image = await openImage(new Held(storage), {
-      ...{ format: 'qcow2', codec: nodeCodec, crypto: nodeCrypto, secret, gate: fileGate({ share }) },
-      ...{ write: true, covering: next !== null, name: path, id },
+      ...{ format: 'qcow2', codec: nodeCodec, crypto: nodeCrypto, secret, gate },
+      ...{ write: true, covering: next !== null, id, described: describedBy(says) },
+      name: isDescription(path) ? plainName(says.path) : path,
     });
     if (!(image instanceof DiskImage)) throw new TypeError('an image that was opened is a DiskImage');
     const kept = await keepDifferences(image, next, metadata.geometry, options);
@@ -117,11 +119,11 @@ async function keepContent(
 }
 
 async function openBelow(path: string, backing: NewBacking, options: RebaseOptions): Promise<Image> {
-  const { secret, share, directBacking } = options;
-  const beside = besideImage(localName(backing.name) ?? backing.name, path);
+  const { secret, share, directBacking, gate } = options;
+  const beside = besideName(backing.name, path);
   try {
     return await openImageFile(beside, {
-      ...{ format: backing.format, secret, share, direct: directBacking },
+      ...{ format: backing.format, secret, share, direct: directBacking, gate },
       steady: share !== true,
     });
   } catch (error) {

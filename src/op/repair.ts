@@ -1,5 +1,4 @@
 import { SpindleError } from '../core/errors.ts';
-import { localName } from '../core/path.ts';
 import type { Storage } from '../core/storage.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
 import { knownFormat, probeFormat, type Format } from '../format/open.ts';
@@ -22,6 +21,8 @@ import { openFile, type FileStorage } from '../storage/file.ts';
 import { lockImage } from '../storage/lock.ts';
 import { removeFile } from '../storage/remove.ts';
 import { checkJson, type CheckJson } from './check.ts';
+import { imageName } from './image-name.ts';
+import { refuseKind, refuseToWrite } from './open.ts';
 
 /** How an image is repaired. */
 export interface RepairOptions extends Working {
@@ -221,17 +222,15 @@ export async function undoRepairFile(path: string, journalPath: string): Promise
 }
 
 async function openForRepair(path: string, wanted: string | undefined, write: boolean): Promise<FileStorage> {
-  const format: Format | undefined = knownFormat(wanted);
-  const file = localName(path);
-  if (file === null)
-    throw new SpindleError('UNSUPPORTED', `spindle opens local files; write ./${path} if this is one`, {
-      path,
-    });
-  const storage = await openFile(file, { write });
+  const says = imageName(path);
+  const format: Format | undefined = knownFormat(wanted ?? says.format);
+  if (write) refuseToWrite(says, path);
+  const storage = await openFile(says.path, { write, direct: says.direct === true });
   try {
+    refuseKind(says, storage, path);
     if ((format ?? (await probeFormat(storage))) !== 'qcow2')
       throw new SpindleError('UNSUPPORTED', 'only qcow2 images have tables that could be repaired', { path });
-    await lockImage(storage, write ? 'write' : 'read');
+    if (says.unlocked !== true) await lockImage(storage, write ? 'write' : 'read');
     return storage;
   } catch (error) {
     await storage.close();

@@ -1,7 +1,7 @@
 import { fillWithZeroes, reservable } from '../core/allocation.ts';
 import { SpindleError } from '../core/errors.ts';
-import type { Storage } from '../core/storage.ts';
 import type { Format } from '../format/open.ts';
+import { RawDriver } from '../format/raw/driver.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 import type { Preallocation } from './create.ts';
 
@@ -32,8 +32,9 @@ export async function resize(path: string, size: number, request: ResizeRequest 
   const { format, gate, secret, preallocation = 'off' } = request;
   const image = await openImageFile(path, { format, gate, secret, write: true });
   try {
-    const raw = image.format === 'raw';
-    const from = raw ? image.storage.size : image.size;
+    const { driver } = image;
+    const raw = driver instanceof RawDriver;
+    const from = raw ? driver.length : image.size;
     const target = request.relative === true ? from + size : size;
     if (!Number.isSafeInteger(target) || target < 0) {
       throw new SpindleError('BAD_SIZE', `a disk cannot have ${String(target)} bytes`);
@@ -48,7 +49,7 @@ export async function resize(path: string, size: number, request: ResizeRequest 
     if (target < from && preallocation !== 'off') {
       throw new SpindleError('BAD_OPTION', 'preallocation is for growing; the new size is smaller');
     }
-    if (raw) await resizeRaw(image.storage, from, target, preallocation);
+    if (raw) await resizeRaw(driver, from, target, preallocation);
     else if (image.format === 'qcow2') await image.resize(target, { preallocation });
     else
       throw new SpindleError('UNSUPPORTED', `this version of spindle does not resize ${image.format} images`);
@@ -63,7 +64,7 @@ export async function resize(path: string, size: number, request: ResizeRequest 
 }
 
 async function resizeRaw(
-  storage: Storage,
+  driver: RawDriver,
   from: number,
   size: number,
   preallocation: Preallocation,
@@ -74,13 +75,15 @@ async function resizeRaw(
       'raw images have no metadata to preallocate; use off, falloc or full',
     );
   }
-  await storage.resize(size);
+  const { data: storage } = driver;
+  const end = storage.size;
+  await driver.resize(size);
   if (size <= from) return;
   try {
-    if (preallocation === 'falloc') await reservable(storage).reserve(from, size - from);
-    if (preallocation === 'full') await fillWithZeroes(storage, from, size - from);
+    if (preallocation === 'falloc') await reservable(storage).reserve(end, size - from);
+    if (preallocation === 'full') await fillWithZeroes(storage, end, size - from);
   } catch (error) {
-    await storage.resize(from);
+    await driver.resize(from);
     throw error;
   }
 }

@@ -11,7 +11,7 @@ import { interruptible } from '../interrupt.ts';
 import { out } from '../output.ts';
 import { percentTo, progressOption, progressTo, type ProgressForm } from '../progress.ts';
 import { secretObjects } from '../secret.ts';
-import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
+import { objectOption, secretFileOption, sourceOf, untrustedOption, type SourceFlags } from '../source.ts';
 
 interface Flags extends SourceFlags {
   readonly options: readonly string[];
@@ -63,6 +63,7 @@ export const { define, run } = verb((program) =>
     .option('-q, --quiet', 'print nothing')
     .option('-p', 'print percents as qemu-img does')
     .addOption(progressOption())
+    .addOption(untrustedOption())
     .addOption(objectOption())
     .addOption(secretFileOption())
     .action((file: string | undefined, flags: Flags) => work(program, file, flags)),
@@ -71,7 +72,7 @@ export const { define, run } = verb((program) =>
 async function work(program: string, file: string | undefined, flags: Flags): Promise<void> {
   if (flags.options.length === 0)
     throw new SpindleError('BAD_OPTION', 'name what to change with -o; -o help lists the options');
-  const { path, format, secret } = sourceOf(file ?? '', withoutNewSecrets(flags));
+  const { path, format, secret, gate } = sourceOf(file ?? '', withoutNewSecrets(flags));
   const actual = format ?? (file === undefined ? 'qcow2' : await formatOf(path));
   if (actual !== 'qcow2' && actual !== 'luks')
     throw new SpindleError('UNSUPPORTED', `${actual} images have no options to amend`, { path: file });
@@ -85,7 +86,7 @@ async function work(program: string, file: string | undefined, flags: Flags): Pr
   try {
     await amend(path, {
       ...requestOf(given),
-      ...{ format: actual, secret, keySlots, force: flags.force, signal: interruptible() },
+      ...{ format: actual, secret, gate, keySlots, force: flags.force, signal: interruptible() },
       // qemu-img shrinks without being asked twice.
       shrink: flags.shrink === true || program === 'qemu-img',
       onProgress: flags.p === true ? percentTo() : progressTo(flags.quiet === true ? 'none' : flags.progress),

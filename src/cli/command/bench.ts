@@ -83,7 +83,7 @@ function numberValue(text: string): number {
 }
 
 async function work(program: string, file: string, flags: Flags): Promise<void> {
-  const { path, format, share, secret } = sourceOf(file, flags);
+  const { path, format, share, secret, gate } = sourceOf(file, flags);
   const { cache, count, depth, offset, write, pattern, flushInterval, drain } = flags;
   if ((flags.native === true || flags.aio === 'native') && cache?.direct !== true)
     throw new SpindleError('BAD_OPTION', 'native requests bypass the page cache: they need -t none', {
@@ -91,7 +91,7 @@ async function work(program: string, file: string, flags: Flags): Promise<void> 
     });
   const human = flags.output === 'human';
   const done = await bench(path, {
-    ...{ format, share, secret, count, depth, offset, write, pattern, flushInterval, drain },
+    ...{ format, share, secret, gate, count, depth, offset, write, pattern, flushInterval, drain },
     ...{ length: flags.bufferSize, step: flags.stepSize },
     ...{ direct: cache?.direct, through: cache?.through, unsafe: cache?.unsafe },
     signal: stoppable(),

@@ -55,12 +55,16 @@ export const { define, run } = verb((program) =>
     .option('-q, --quiet', 'print nothing')
     .addOption(progressOption())
     .action(async (file: string, flags: Flags) => {
-      const { path, format, share, secret } = sourceOf(file, flags);
+      const { path, format, share, secret, gate } = sourceOf(
+        file,
+        flags,
+        flags.base === undefined ? [] : [flags.base],
+      );
       if (share)
         throw new SpindleError('BAD_OPTION', '-U is for looking; an image is committed alone', { path });
       const { base, drop, rate, cache } = flags;
       const done = await commit(path, {
-        ...{ format, secret, base, rate, direct: cache?.direct },
+        ...{ format, secret, gate, base, rate, direct: cache?.direct },
         ...(drop === true ? { keep: true } : {}),
         ...{ signal: interruptible(), onProgress: progressOf(flags) },
       });

@@ -7,7 +7,7 @@ import { interruptible } from '../interrupt.ts';
 import { out } from '../output.ts';
 import { progressOf } from '../percent.ts';
 import { progressOption, type ProgressForm } from '../progress.ts';
-import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
+import { objectOption, secretFileOption, sourceOf, untrustedOption, type SourceFlags } from '../source.ts';
 import { Option } from 'commander';
 
 interface Flags extends SourceFlags {
@@ -60,6 +60,7 @@ const command = verb((program) =>
     .addOption(outputOption())
     .option('-p', 'tell progress on standard output, as qemu-img does')
     .option('-q, --quiet', 'print nothing but failures')
+    .addOption(untrustedOption())
     .option('-U, --force-share', 'read the images though another process may be changing them')
     .addOption(progressOption())
     .addOption(objectOption())
@@ -70,7 +71,11 @@ const command = verb((program) =>
 async function work(first: string, second: string, flags: Flags): Promise<void> {
   const { secondFormat, format, ...rest } = flags;
   const side = (file: string, name: string | undefined): CompareSide => {
-    const { path, ...source } = sourceOf(file, { ...rest, ...(name === undefined ? {} : { format: name }) });
+    const { path, ...source } = sourceOf(
+      file,
+      { ...rest, ...(name === undefined ? {} : { format: name }) },
+      flags.imageOpts === true ? [] : [first, second],
+    );
     return { path, ...source, direct: flags.cache?.direct };
   };
   try {

@@ -12,6 +12,7 @@ import {
   type NewTarget,
 } from '../../op/convert.ts';
 import { planConvert, type ConvertPlan } from '../../op/convert-plan.ts';
+import { besideName } from '../../op/image-name.ts';
 import { convertFromStream, convertToStream } from '../../op/convert-stream.ts';
 import { cacheOption, type CacheMode } from '../cache-mode.ts';
 import { collect, formatOption, newCommand, sizeValue, verb } from '../command-line.ts';
@@ -24,7 +25,14 @@ import { progressOf } from '../percent.ts';
 import { progressOption, type ProgressForm } from '../progress.ts';
 import { warn } from '../report.ts';
 import { snapshotIn } from '../snapshot-name.ts';
-import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
+import {
+  gateOf,
+  objectOption,
+  secretFileOption,
+  sourceOf,
+  untrustedOption,
+  type SourceFlags,
+} from '../source.ts';
 import {
   fileBytes,
   peek,
@@ -192,6 +200,7 @@ export const { define, run } = verb((program) =>
     .option('-q, --quiet', 'print nothing')
     .option('-U, --force-share', 'read the sources though another process may be changing them')
     .addOption(progressOption())
+    .addOption(untrustedOption())
     .addOption(objectOption())
     .addOption(secretFileOption())
     .action((files: string[], flags: Flags) => work(program, files, flags)),
@@ -356,17 +365,18 @@ function refuseMixtures(flags: Flags, existing: boolean, bad: (message: string) 
 }
 
 function sourceIn(file: string, flags: Flags, index: number): ConvertSource {
-  const { path, format, share, secret } = sourceOf(file, {
+  const { path, format, share, secret, gate } = sourceOf(file, {
     ...flags,
     ...(flags.sourceFormat === undefined ? {} : { format: flags.sourceFormat }),
   });
   const snapshot =
     index === 0 && flags.sourceSnapshot !== undefined ? snapshotIn(flags.sourceSnapshot) : undefined;
-  return { path, format, share, secret, snapshot, direct: flags.sourceCache?.direct };
+  return { path, format, share, secret, snapshot, gate, direct: flags.sourceCache?.direct };
 }
 
 function existingTarget(file: string, flags: Flags): ExistingTarget {
-  const { path, format, secret } = sourceOf(file, {
+  const { path, format, secret, gate } = sourceOf(file, {
+    ...(flags.untrusted === true ? { untrusted: true } : {}),
     object: flags.object,
     ...(flags.secretFile === undefined ? {} : { secretFile: flags.secretFile }),
     ...(flags.targetImageOpts === true ? { imageOpts: true } : { format: flags.targetFormat ?? 'raw' }),
@@ -376,6 +386,7 @@ function existingTarget(file: string, flags: Flags): ExistingTarget {
     path,
     format,
     secret,
+    gate,
     zeroed: flags.targetIsZero,
     direct: flags.targetCache?.direct,
   };
@@ -389,11 +400,14 @@ function newTarget(
   given: ReadonlyMap<string, Given>,
 ): NewTarget {
   const encryption = encryptionOf(format, flags, given);
+  const request = requestOf(path, undefined, flags, given);
+  const { backing } = request;
   return {
-    ...requestOf(path, undefined, flags, given),
+    ...request,
     ...(encryption === null ? {} : { encryption }),
     format,
     allocation: flags.allocation,
+    gate: gateOf(flags, backing === undefined ? [] : [besideName(backing.name, path)], true),
     lasting: flags.targetCache !== undefined && !flags.targetCache.unsafe,
     direct: flags.targetCache?.direct,
     onWarning: (message) => {

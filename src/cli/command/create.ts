@@ -12,12 +12,13 @@ import { progressOption, progressTo, type ProgressForm } from '../progress.ts';
 import { warn } from '../report.ts';
 import { out } from '../output.ts';
 import { secretObjects } from '../secret.ts';
-import { objectOption, secretFileOption } from '../source.ts';
+import { gateOf, objectOption, secretFileOption, untrustedOption } from '../source.ts';
 
 interface Flags extends NewImageFlags {
   readonly format?: string;
   readonly options: readonly string[];
   readonly allocation?: AllocationPolicy;
+  readonly untrusted?: boolean;
   readonly quiet?: boolean;
   readonly progress: ProgressForm;
 }
@@ -62,6 +63,7 @@ export const { define, run } = verb((program) =>
     .addOption(new Option('--allocation <POLICY>', 'when the host gives space').choices(ALLOCATION_POLICIES))
     .option('-q, --quiet', 'print nothing')
     .addOption(progressOption())
+    .addOption(untrustedOption())
     .addOption(objectOption())
     .addOption(secretFileOption())
     .action((file: string | undefined, size: string | undefined, flags: Flags) =>
@@ -87,6 +89,7 @@ async function work(
   const request = {
     ...requestOf(file, size, flags, given),
     allocation: flags.allocation,
+    gate: gateOf(flags, [], true),
     ...(encryption === null ? {} : { encryption }),
   };
   const progress = progressTo(flags.quiet === true ? 'none' : flags.progress);

@@ -7,7 +7,7 @@ import { alsoSpelled } from '../expand.ts';
 import { interruptible } from '../interrupt.ts';
 import { progressOption, progressTo, type ProgressForm } from '../progress.ts';
 import { warn } from '../report.ts';
-import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
+import { objectOption, secretFileOption, sourceOf, untrustedOption, type SourceFlags } from '../source.ts';
 
 interface Flags extends SourceFlags {
   readonly outputFormat?: string;
@@ -39,6 +39,7 @@ export const { define, run } = verb((program) =>
     )
     .option('-U, --force-share', 'read the source though another process may be changing it')
     .addOption(progressOption())
+    .addOption(untrustedOption())
     .addOption(objectOption())
     .addOption(secretFileOption())
     .action((operands: string[], flags: Flags) => work(program, operands, flags)),
@@ -56,9 +57,9 @@ async function work(program: string, words: readonly string[], flags: Flags): Pr
   if (blockSize !== undefined && (blockSize < 1 || blockSize > MOST_BLOCK))
     throw bad(`bs=${String(bs)}: a block has 1 to ${String(MOST_BLOCK)} bytes`);
   const blocks = { count: blocksOf(count), skip: blocksOf(skip) };
-  const { path, format, share, secret } = sourceOf(input, flags);
+  const { path, format, share, secret, gate } = sourceOf(input, flags);
   await dd(
-    { path, format, share, secret },
+    { path, format, share, secret, gate },
     { path: output, format: flags.outputFormat },
     {
       ...{ ...blocks, blockSize, signal: interruptible(), onProgress: progressTo(flags.progress) },

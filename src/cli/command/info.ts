@@ -37,10 +37,10 @@ export const { define, run } = verb((program) =>
     )
     .addOption(new Option('--no-allocation', 'do not tell how the disk lies on the host'))
     .action(async (file: string, flags: Flags) => {
-      const { path, format, share } = sourceOf(file, flags);
+      const { path, format, share, gate } = sourceOf(file, flags);
       // Who calls it qemu-img expects nothing but what that prints.
       const allocation = flags.allocation ?? (program === 'qemu-img' ? false : ('auto' as const));
-      const options = { format, share, allocation };
+      const options = { format, share, gate, allocation };
       const chain = flags.backingChain === true;
       const images = chain ? await infoChain(path, options) : [await info(path, options)];
       for (const image of images) for (const warning of image.warnings) warn(program, image.path, warning);

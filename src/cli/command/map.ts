@@ -42,8 +42,8 @@ export const { define, run } = verb((program) =>
     .addOption(new Option('--host', 'also tell what the host has under the image itself'))
     .addOption(outputOption())
     .action(async (file: string, flags: Flags) => {
-      const { path, format, share } = sourceOf(file, flags);
-      const image = await openImageFile(path, { format, share });
+      const { path, format, share, gate } = sourceOf(file, flags);
+      const image = await openImageFile(path, { format, share, gate });
       try {
         const host = flags.host === true;
         const entries = map(image, { start: flags.startOffset, length: flags.maxLength, host });

@@ -10,7 +10,7 @@ import { alsoSpelled } from '../expand.ts';
 import { interruptible } from '../interrupt.ts';
 import { out } from '../output.ts';
 import { snapshotIn } from '../snapshot-name.ts';
-import { objectOption, secretFileOption, sourceOf, type SourceFlags } from '../source.ts';
+import { objectOption, secretFileOption, sourceOf, untrustedOption, type SourceFlags } from '../source.ts';
 
 interface Flags extends SourceFlags {
   readonly targetFormat?: string;
@@ -60,6 +60,7 @@ export const { define, run } = verb((program) =>
     )
     .addOption(outputOption())
     .option('-U, --force-share', 'look at FILE though another process may be changing it')
+    .addOption(untrustedOption())
     .addOption(objectOption())
     .addOption(secretFileOption())
     .action(work),
@@ -84,8 +85,8 @@ async function work(file: string | undefined, flags: Flags): Promise<void> {
     return;
   }
   const snapshot = flags.snapshot === undefined ? undefined : snapshotIn(flags.snapshot);
-  const { path, format: own, share } = sourceOf(file, flags);
-  const source = { path, format: own, share, snapshot };
+  const { path, format: own, share, gate } = sourceOf(file, flags);
+  const source = { path, format: own, share, snapshot, gate };
   print(await measure(source, target, { signal: interruptible() }), flags.output);
 }
 

@@ -1,6 +1,7 @@
 import { Option } from 'commander';
 import { SpindleError } from '../../core/errors.ts';
 import { rebase, type NewBacking } from '../../op/rebase.ts';
+import { besideName } from '../../op/image-name.ts';
 import { cacheOption, type CacheMode } from '../cache-mode.ts';
 import { formatOption, newCommand, verb } from '../command-line.ts';
 import { alsoSpelled } from '../expand.ts';
@@ -68,10 +69,14 @@ export const { define, run } = verb((program) =>
     .option('-q, --quiet', 'print nothing')
     .addOption(progressOption())
     .action(async (file: string, flags: Flags) => {
-      const { path, format, share, secret } = sourceOf(file, flags);
+      const { path, format, share, secret, gate } = sourceOf(
+        file,
+        flags,
+        flags.backing === undefined ? [] : [besideName(flags.backing, file)],
+      );
       const { backingUnsafe: unsafe, compress, cache, backingCache } = flags;
       await rebase(path, newBacking(program, path, flags), {
-        ...{ format, secret, share, unsafe, compress },
+        ...{ format, secret, share, unsafe, compress, gate },
         ...{ direct: cache?.direct, directBacking: backingCache?.direct },
         ...{ signal: interruptible(), onProgress: progressOf(flags) },
       });

@@ -35,7 +35,7 @@ const command = verb((program) =>
     .option('--shrink', 'allow a smaller size: what is cut off is lost')
     .option('-q, --quiet', 'print nothing')
     .action(async (file: string, text: string, flags: Flags) => {
-      const { path, format, share, secret } = sourceOf(file, flags);
+      const { path, format, share, secret, gate } = sourceOf(file, flags);
       if (share)
         throw new SpindleError('BAD_OPTION', '-U is for looking; an image is resized alone', { path });
       const { preallocation, shrink } = flags;
@@ -44,6 +44,7 @@ const command = verb((program) =>
       const done = await resize(path, sign === '-' ? -bytes : bytes, {
         format,
         secret,
+        gate,
         preallocation,
         shrink,
         relative: sign !== undefined,

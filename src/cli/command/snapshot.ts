@@ -38,7 +38,7 @@ export const { define, run } = verb((program) =>
     )
     .addOption(new Option('-q, --quiet', 'accepted as qemu-img does; a list is printed all the same'))
     .action(async (file: string, flags: Flags) => {
-      const { path, format, share, secret } = sourceOf(file, flags);
+      const { path, format, share, secret, gate } = sourceOf(file, flags);
       const { create, apply, delete: remove } = flags;
       const asked = [flags.list, create, apply, remove].filter((one) => one !== undefined);
       if (asked.length > 1) {
@@ -51,11 +51,11 @@ export const { define, run } = verb((program) =>
       }
       // As qemu-img does: deleting goes by name, and the first will do.
       const compatible = program === 'qemu-img';
-      if (create !== undefined) await createSnapshot(path, create, { format, secret });
+      if (create !== undefined) await createSnapshot(path, create, { format, secret, gate });
       else if (apply !== undefined) {
-        await applySnapshot(path, apply, { format, secret, find: compatible ? 'first' : 'unique' });
+        await applySnapshot(path, apply, { format, secret, gate, find: compatible ? 'first' : 'unique' });
       } else if (remove !== undefined) {
-        await deleteSnapshot(path, remove, { format, secret, find: compatible ? 'name' : 'unique' });
+        await deleteSnapshot(path, remove, { format, secret, gate, find: compatible ? 'name' : 'unique' });
       } else {
         out(
           snapshotTable(await listSnapshots(path, { format, share }))

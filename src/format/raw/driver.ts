@@ -7,25 +7,46 @@ import type { DataMapping, FormatDriver, Mapping } from '../driver.ts';
 /** Guests see whole sectors. */
 const SECTOR = 512;
 
+/** The part of a file that a raw image is in, in bytes; without `size` up to the end of the file. */
+export interface RawWindow {
+  readonly offset: number;
+  readonly size: number | undefined;
+}
+
 /**
- * Driver of a raw image: guest offsets are file offsets. A file whose length is not a multiple of a sector is seen
+ * Driver of a raw image: guest offsets are file offsets, or start where its window does. A file whose length is not a multiple of a sector is seen
  * rounded up; the missing bytes read as zeroes and come into being when they are written.
  */
 export class RawDriver implements FormatDriver {
   readonly format = 'raw';
   readonly granularity = 1;
   readonly data: Storage;
+  readonly #offset: number;
+  readonly #size: number | undefined;
 
-  constructor(storage: Storage) {
+  /** @throws SpindleError BAD_OPTION for a window that the file does not hold */
+  constructor(storage: Storage, { offset, size }: RawWindow = { offset: 0, size: undefined }) {
     this.data = storage;
+    this.#offset = offset;
+    this.#size = size;
+    if (offset + (size ?? 0) > storage.size)
+      throw new SpindleError(
+        'BAD_OPTION',
+        `the part from ${String(offset)} to ${String(offset + (size ?? 0))} is not within the ${String(storage.size)} bytes of the file`,
+      );
   }
 
   get size(): number {
-    return alignUp(this.data.size, SECTOR);
+    return this.#size ?? alignUp(this.data.size - this.#offset, SECTOR);
+  }
+
+  /** Bytes of the image that the file has: all, but for the rest of the last sector. */
+  get length(): number {
+    return this.#size ?? this.data.size - this.#offset;
   }
 
   get can(): StorageCan {
-    return this.data.can;
+    return this.#size === undefined ? this.data.can : { ...this.data.can, resize: false };
   }
 
   sparseData(): boolean {
@@ -33,8 +54,9 @@ export class RawDriver implements FormatDriver {
   }
 
   map(at: number, length: number, precise = false): Mapping | Promise<Mapping> {
-    if (!precise || !this.data.can.extents) return { kind: 'data', length, storage: this.data, at };
-    return this.#precise(at, length);
+    const place = this.#offset + at;
+    if (!precise || !this.data.can.extents) return { kind: 'data', length, storage: this.data, at: place };
+    return this.#precise(place, length);
   }
 
   async #precise(at: number, length: number): Promise<Mapping> {
@@ -50,24 +72,29 @@ export class RawDriver implements FormatDriver {
     return Promise.reject(new SpindleError('UNSUPPORTED', 'raw images have no compressed clusters'));
   }
 
-  async ensureData(at: number, length: number): Promise<DataMapping> {
+  async ensureData(start: number, length: number): Promise<DataMapping> {
+    const at = this.#offset + start;
     await this.#reach(at + length);
     return { storage: this.data, at, length };
   }
 
-  async zero(at: number, length: number, how?: ZeroOptions): Promise<boolean> {
+  async zero(start: number, length: number, how?: ZeroOptions): Promise<boolean> {
+    const at = this.#offset + start;
     await this.#reach(at + length);
     await this.data.zero(at, length, how);
     return true;
   }
 
-  async discard(at: number, length: number): Promise<void> {
+  async discard(start: number, length: number): Promise<void> {
+    const at = this.#offset + start;
     const there = Math.min(length, this.data.size - at);
     if (there > 0) await this.data.discard(at, there);
   }
 
-  resize(size: number): Promise<void> {
-    return this.data.resize(size);
+  async resize(size: number): Promise<void> {
+    if (this.#size !== undefined)
+      throw new SpindleError('UNSUPPORTED', 'a part of fixed size of a file cannot be resized');
+    await this.data.resize(this.#offset + size);
   }
 
   flush(): Promise<void> {

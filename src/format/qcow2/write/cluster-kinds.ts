@@ -36,7 +36,10 @@ const KINDS: readonly MetadataKind[] = [
  * stays in its place while the image is open. `cached` (the default): all that is known without reading more. `all`: the
  * L2 tables of internal snapshots too, for which the L1 tables of all snapshots are read at opening.
  */
-export type OverlapCheck = 'none' | 'constant' | 'cached' | 'all';
+export type OverlapCheck = (typeof OVERLAP_CHECKS)[number];
+
+/** All levels, from the least on. */
+export const OVERLAP_CHECKS = ['none', 'constant', 'cached', 'all'] as const;
 
 const CONSTANT: readonly MetadataKind[] = [
   ...(['header', 'L1 table', 'refcount table', 'snapshot table'] as const),
