@@ -134,7 +134,7 @@ function add(flat: Flat, key: string, value: unknown): void {
     for (const [name, inner] of Object.entries(value))
       add(flat, key === '' ? name : `${key}.${name}`, inner as unknown);
   } else if (typeof value === 'boolean') flat.set(key, value ? 'on' : 'off');
-  else flat.set(key, value === null ? null : String(value as string | number));
+  else flat.set(key, value === null || typeof value === 'string' ? value : JSON.stringify(value));
 }
 
 /** Options that are taken one by one, so that what is left is what nobody knows. */
