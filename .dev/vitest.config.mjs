@@ -1,5 +1,6 @@
 import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer } from 'vitest/node';
 
 /** Tests that take minutes: the option grid, real file systems, fuzzing, random writes and power cuts. Left out by `npm test -- --quick`. */
 const SLOW = [
@@ -12,6 +13,27 @@ const SLOW = [
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
   'test/write/{amend,amend-crash,bitmaps-model,bitmaps-crash,large}.test.ts',
 ];
+/** Files that take longest, by how long: they begin first, so that none runs on alone at the end. */
+const LONGEST = [
+  'test/write/model.test.ts',
+  'test/convert/round-trip.test.ts',
+  'test/write/interleaved.test.ts',
+  'test/differential/create.test.ts',
+  'test/write/crash-whole.test.ts',
+  'test/differential/realfs.test.ts',
+  'test/fuzz/',
+];
+
+class LongestFirst extends BaseSequencer {
+  async sort(specifications) {
+    const place = ({ moduleId }) => {
+      const found = LONGEST.findIndex((name) => moduleId.includes(name));
+      return found < 0 ? LONGEST.length : found;
+    };
+    return (await super.sort(specifications)).sort((a, b) => place(a) - place(b));
+  }
+}
+
 const quick = process.env.SPINDLE_QUICK === '1';
 
 export default defineConfig({
@@ -22,6 +44,7 @@ export default defineConfig({
     exclude: quick ? SLOW : [],
     pool: 'forks',
     maxWorkers: 2,
+    sequence: { sequencer: LongestFirst },
     testTimeout: 60_000,
     hookTimeout: 120_000,
   },
