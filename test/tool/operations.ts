@@ -1,7 +1,7 @@
 import type { Qcow2CreateOptions } from '../../src/format/qcow2/create.ts';
 import { CODECS } from './compressed.ts';
 import type { Random } from './random.ts';
-import { Recorder, type GrowMode } from './recorded.ts';
+import { Recorder, type GrowMode, type RecorderOptions } from './recorded.ts';
 
 const SECTOR = 512;
 
@@ -24,8 +24,12 @@ export const KINDS: readonly Partial<Qcow2CreateOptions>[] = [
 ];
 
 /** An image with a past: data of all kinds, and snapshots that share some of it. */
-export async function withPast(options: Partial<Qcow2CreateOptions>, random: Random): Promise<Recorder> {
-  const recorder = await Recorder.make(options, { size: random.between(60, 400) * SECTOR });
+export async function withPast(
+  options: Partial<Qcow2CreateOptions>,
+  random: Random,
+  how: Omit<RecorderOptions, 'size'> = {},
+): Promise<Recorder> {
+  const recorder = await Recorder.make(options, { ...how, size: random.between(60, 400) * SECTOR });
   for (let made = 0; made < 2; made++) {
     for (let i = 0; i < 10; i++) await recorder.do(recorder.random(random, { snapshots: 0, resize: 0 }));
     await recorder.do({ do: 'snapshot' });
