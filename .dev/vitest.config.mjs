@@ -8,7 +8,7 @@ const SLOW = [
   'test/fuzz/**',
   'test/convert/{differential,round-trip}.test.ts',
   'test/chain/**',
-  'test/cli/{change,libvirt}.test.ts',
+  'test/cli/{change,libvirt,qemu-img,names}.test.ts',
   'test/op/allocate{,-safety}.test.ts',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
   'test/write/{amend,amend-crash,bitmaps-model,bitmaps-crash,large}.test.ts',

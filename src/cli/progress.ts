@@ -1,7 +1,7 @@
 import { isatty } from 'node:tty';
 import { Option } from 'commander';
 import { formatSize } from '../core/size.ts';
-import { complain, out, overwrite } from './output.ts';
+import { complain, overwrite } from './output.ts';
 
 /** How progress is shown: `auto` is a line on a terminal, and nothing elsewhere. */
 export type ProgressForm = 'auto' | 'json' | 'none';
@@ -41,15 +41,4 @@ function barLine(done: number, total: number, rate: number): string {
   const left = Math.ceil((total - done) / Math.max(rate, 1));
   const amounts = `${formatSize(done)} of ${formatSize(total)}, ${formatSize(rate)}/s`;
   return `[${bar}] ${String(Math.floor(part * 100)).padStart(2)} %  ${amounts}, ${String(left)} s left`;
-}
-
-/** Hears how far work is and shows it as `qemu-img -p` does: percent on standard output, on one line. */
-export function percentTo(): (done: number, total: number) => void {
-  let shown = '';
-  return (done, total) => {
-    const percent = ((done / Math.max(total, 1)) * 100).toFixed(2);
-    if (percent === shown) return;
-    shown = percent;
-    out(`    (${percent}/100%)\r${done >= total ? '\n' : ''}`);
-  };
 }

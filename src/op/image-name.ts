@@ -195,7 +195,10 @@ class Options {
   end(what: string): void {
     const [left] = this.#flat.keys();
     if (left !== undefined)
-      throw new SpindleError('UNSUPPORTED', `${what} has no option '${this.key(left)}' in this version`);
+      throw new SpindleError(
+        'UNSUPPORTED',
+        `'${this.key(left)}' is not in this version as an option of ${what}`,
+      );
   }
 }
 
@@ -213,7 +216,7 @@ function described(flat: Flat): ImageName {
   if (driver !== undefined && !FORMATS.includes(driver))
     throw new SpindleError(
       'UNKNOWN_FORMAT',
-      `unknown driver '${driver}'; spindle has ${[...FORMATS, ...FILES].join(', ')}`,
+      `the driver '${driver}' is not in this version; spindle has ${[...FORMATS, ...FILES].join(', ')}`,
     );
   const file = fileBelow(options, driver);
   const own = common(options);

@@ -9,7 +9,8 @@ import { collect, formatOption, newCommand, verb } from '../command-line.ts';
 import type { Given } from '../create-options.ts';
 import { interruptible } from '../interrupt.ts';
 import { out } from '../output.ts';
-import { percentTo, progressOption, progressTo, type ProgressForm } from '../progress.ts';
+import { progressOf } from '../percent.ts';
+import { progressOption, type ProgressForm } from '../progress.ts';
 import { secretObjects } from '../secret.ts';
 import { objectOption, secretFileOption, sourceOf, untrustedOption, type SourceFlags } from '../source.ts';
 
@@ -89,7 +90,7 @@ async function work(program: string, file: string | undefined, flags: Flags): Pr
       ...{ format: actual, secret, gate, keySlots, force: flags.force, signal: interruptible() },
       // qemu-img shrinks without being asked twice.
       shrink: flags.shrink === true || program === 'qemu-img',
-      onProgress: flags.p === true ? percentTo() : progressTo(flags.quiet === true ? 'none' : flags.progress),
+      onProgress: progressOf(flags),
     });
   } finally {
     if (keySlots?.state === 'active') wipe(keySlots.newSecret);

@@ -1,4 +1,6 @@
 import { alignDown } from '../../core/align.ts';
+import type { SecretSource } from '../../core/crypto.ts';
+import { SpindleError } from '../../core/errors.ts';
 import { compare, compareExitCode, type Compared, type CompareSide } from '../../op/compare.ts';
 import { cacheOption, type CacheMode } from '../cache-mode.ts';
 import { formatOption, newCommand, outputOption, verb, type Verb } from '../command-line.ts';
@@ -76,7 +78,8 @@ async function work(first: string, second: string, flags: Flags): Promise<void> 
       { ...rest, ...(name === undefined ? {} : { format: name }) },
       flags.imageOpts === true ? [] : [first, second],
     );
-    return { path, ...source, direct: flags.cache?.direct };
+    const secret = needed(source.secret);
+    return { path, ...source, secret, direct: flags.cache?.direct };
   };
   try {
     const done = await compare(side(first, format), side(second, secondFormat), {
@@ -91,6 +94,18 @@ async function work(first: string, second: string, flags: Flags): Promise<void> 
     process.exitCode = compareExitCode(error);
     throw error;
   }
+}
+
+/** What cannot be opened cannot be compared, not even where it is known to be zeroes. */
+function needed(secret: SecretSource): SecretSource {
+  return async (request) => {
+    const bytes = await secret(request);
+    if (bytes === null)
+      throw new SpindleError('ENCRYPTED', 'the image is encrypted, and there is no secret for it', {
+        path: request.name,
+      });
+    return bytes;
+  };
 }
 
 /** The lines that scripts know from qemu-img. */

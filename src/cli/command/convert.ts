@@ -93,7 +93,7 @@ export const { define, run } = verb((program) =>
     ],
   )
     .argument(
-      '<FILES...>',
+      '[FILES...]',
       'the image to copy, or several to put one after the other; then the new image; - for a pipe',
     )
     .addOption(
@@ -360,6 +360,8 @@ function refuseMixtures(flags: Flags, existing: boolean, bad: (message: string) 
     throw bad('-B and --allocation are for a new image; with -n the target stays as it was made');
   if (flags.copyRangeOffloading === true && flags.sparseSize !== undefined)
     throw bad('-C and -S exclude each other: what the host copies is not looked at');
+  if (flags.copyRangeOffloading === true && flags.salvage === true)
+    throw bad('-C and --salvage exclude each other: what the host copies is not read here');
   if (flags.copyRangeOffloading === true && flags.compress === true)
     throw bad('-C and -c exclude each other: compressed data is not copied by the host');
 }
