@@ -104,7 +104,7 @@ export type { Working } from './core/working.ts';
 
 // images
 export { openImageFile, secretOf, type OpenFileOptions } from './op/open.ts';
-export { fileGate, type FileGateOptions } from './op/file-gate.ts';
+export { fileGate, namedGate, type FileGateOptions } from './op/file-gate.ts';
 export { openImage, probeFormat, type Format, type OpenOptions } from './format/open.ts';
 export { denyAll, type Gate, type Opened, type Reference } from './format/gate.ts';
 export type { Image } from './format/image.ts';

@@ -87,7 +87,7 @@ export function nameFromOptions(options: ReadonlyMap<string, string>): {
   readonly says: ImageName;
 } {
   const says = described(new Map(options));
-  const { path, format: _, share: __, secret: ___, ...others } = says;
+  const { path, format: _, secret: __, ...others } = says;
   const isPlain = Object.values(others).every((value) => value === undefined);
   return { name: isPlain ? plainName(path) : nameOf(options), says };
 }
