@@ -2,6 +2,7 @@
 import { readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { parseSize } from '../../src/core/size.ts';
 import { imageName } from '../../src/op/image-name.ts';
 import { builtCli, MAIN, spindle, type CliResult } from '../tool/cli.ts';
 import { kindOf, KINDS, randomContent, SECRET_OBJECT } from '../tool/kinds.ts';
@@ -199,9 +200,7 @@ function plain(text: string): unknown {
   const described = JSON.parse(own.filename.slice(5)) as Record<string, unknown>;
   const { offset = 0, size } = described;
   const number = (one: unknown): number | undefined =>
-    one === undefined
-      ? undefined
-      : Number(String(one).replace(/k$/, '')) * (String(one).endsWith('k') ? 1024 : 1);
+    typeof one === 'string' ? parseSize(one) : (one as number | undefined);
   return { ...own, filename: { ...described, offset: number(offset), size: number(size) } };
 }
 
