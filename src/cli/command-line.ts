@@ -35,6 +35,13 @@ export function verb(define: (program: string) => Command): Verb {
 /** Lines of help below the options: examples, each with what it does. */
 export type Examples = readonly (readonly [command: string, does: string])[];
 
+const known = new WeakMap<Command, Examples>();
+
+/** The examples in the help of a command. */
+export function examplesOf(command: Command): Examples {
+  return known.get(command) ?? [];
+}
+
 /** A command with the manners of all commands: no exit, no writing of its own, help with examples. */
 export function newCommand(program: string, name: string, description: string, examples: Examples): Command {
   const command = new Command(`${program} ${name}`)
@@ -51,6 +58,7 @@ export function newCommand(program: string, name: string, description: string, e
       getOutHasColors: () => false,
       getErrHasColors: () => false,
     });
+  known.set(command, examples);
   const lines = examples.map(([example, does]) => `  ${program} ${name} ${example}\n      ${does}`);
   return command.addHelpText('after', `\nExamples:\n${lines.join('\n')}`);
 }

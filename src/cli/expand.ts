@@ -9,6 +9,11 @@ export function alsoSpelled(option: Option, ...names: string[]): Option {
   return option;
 }
 
+/** The further long names of an option. */
+export function otherSpellings(option: Option): readonly string[] {
+  return spellings.get(option) ?? [];
+}
+
 /** What `--progress` takes. */
 const FORMS = ['auto', 'json', 'none'];
 
