@@ -7,7 +7,7 @@ const SLOW = [
   'test/differential/**',
   'test/fuzz/**',
   'test/convert/{differential,round-trip}.test.ts',
-  'test/chain/**',
+  'test/chain/{commit,rebase,crash,safety}.test.ts',
   'test/cli/{change,libvirt,qemu-img,names}.test.ts',
   'test/op/allocate{,-safety}.test.ts',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',

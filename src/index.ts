@@ -95,6 +95,7 @@ export type { Copied } from './op/copy/copy.ts';
 export { allocate, type Allocated, type AllocateRequest, type HostHold } from './op/allocate.ts';
 export { resize, type Resized, type ResizeRequest } from './op/resize.ts';
 export { commit, type CommitOptions, type Committed } from './op/commit.ts';
+export { planCommit, planRebase, type CommitPlan, type RebasePlan } from './op/chain-plan.ts';
 export { rebase, type NewBacking, type Rebased, type RebaseOptions } from './op/rebase.ts';
 export type { ResizeOptions, ResizeTools } from './format/driver.ts';
 export type { FormatChange } from './format/qcow2/amend/amend.ts';

@@ -48,7 +48,7 @@ export interface Committed extends Copied {
  */
 export async function commit(path: string, options: CommitOptions = {}): Promise<Committed> {
   const chain = await chainOf(path, options.format, options.gate);
-  refuse(chain, path);
+  refuseUncommittable(chain, path);
   const index = options.base === undefined ? 1 : await findBelow(chain, options.base);
   const target = chain[index] as ChainLayer;
   const emptied = !(options.keep ?? options.base !== undefined);
@@ -78,8 +78,8 @@ export async function commit(path: string, options: CommitOptions = {}): Promise
   }
 }
 
-/** @throws SpindleError UNSUPPORTED, CORRUPT */
-function refuse(chain: readonly ChainLayer[], path: string): void {
+/** Refuses a chain that cannot be committed. @throws SpindleError UNSUPPORTED, CORRUPT */
+export function refuseUncommittable(chain: readonly ChainLayer[], path: string): void {
   if (chain.length < 2) {
     const [top] = chain;
     const why =

@@ -118,7 +118,8 @@ async function keepContent(
   }
 }
 
-async function openBelow(path: string, backing: NewBacking, options: RebaseOptions): Promise<Image> {
+/** Opens the backing file that an image is to have. @throws SpindleError BACKING_NOT_FOUND, and as {@link openImageFile} */
+export async function openBelow(path: string, backing: NewBacking, options: RebaseOptions): Promise<Image> {
   const { secret, share, directBacking, gate } = options;
   const beside = besideName(backing.name, path);
   try {

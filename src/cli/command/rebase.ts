@@ -1,11 +1,14 @@
 import { Option } from 'commander';
 import { SpindleError } from '../../core/errors.ts';
+import { formatSize } from '../../core/size.ts';
+import { planRebase } from '../../op/chain-plan.ts';
 import { rebase, type NewBacking } from '../../op/rebase.ts';
 import { besideName } from '../../op/image-name.ts';
 import { cacheOption, type CacheMode } from '../cache-mode.ts';
 import { formatOption, newCommand, verb } from '../command-line.ts';
 import { alsoSpelled } from '../expand.ts';
 import { interruptible } from '../interrupt.ts';
+import { out } from '../output.ts';
 import { progressOf } from '../percent.ts';
 import { progressOption, type ProgressForm } from '../progress.ts';
 import { sourceOf, withSourceOptions, type SourceFlags } from '../source.ts';
@@ -18,6 +21,8 @@ interface Flags extends SourceFlags {
   readonly compress?: boolean;
   readonly cache?: CacheMode;
   readonly backingCache?: CacheMode;
+  readonly plan?: boolean;
+  readonly output: 'human' | 'json';
   readonly p?: boolean;
   readonly quiet?: boolean;
   readonly progress: ProgressForm;
@@ -33,6 +38,7 @@ export const { define, run } = verb((program) =>
       [
         ['-b new.qcow2 -F qcow2 top.qcow2', 'onto another backing file'],
         ['-p -b base.raw -F raw top.qcow2', 'onto an image further down its chain, with progress'],
+        ['--plan -b new.qcow2 -F qcow2 top.qcow2', 'how much of the two would have to be compared'],
         ["-b '' top.qcow2", 'onto none: the image holds all of the disk then'],
         [
           '-u -b /new/place/base.qcow2 -F qcow2 top.qcow2',
@@ -65,6 +71,8 @@ export const { define, run } = verb((program) =>
     .addOption(
       cacheOption('-T, --backing-cache <MODE>', 'cache of the new backing file (default: writeback)'),
     )
+    .option('--plan', 'tell what would be read, and written at most, and change nothing')
+    .addOption(new Option('--output <FORM>', 'form of --plan').choices(['human', 'json']).default('human'))
     .option('-p', 'tell progress on standard output, as qemu-img does')
     .option('-q, --quiet', 'print nothing')
     .addOption(progressOption())
@@ -75,7 +83,19 @@ export const { define, run } = verb((program) =>
         flags.backing === undefined ? [] : [besideName(flags.backing, file)],
       );
       const { backingUnsafe: unsafe, compress, cache, backingCache } = flags;
-      await rebase(path, newBacking(program, path, flags), {
+      const backing = newBacking(program, path, flags);
+      if (flags.plan === true) {
+        const options = { format, secret, share, unsafe, compress, gate, signal: interruptible() };
+        const plan = await planRebase(path, backing, options);
+        const { size, compared } = plan;
+        out(
+          flags.output === 'json'
+            ? `${JSON.stringify(plan, null, 4)}\n`
+            : `disk: ${formatSize(size)} (${String(size)} bytes)\nread on both sides, and at most that much written: ${formatSize(compared)} (${String(compared)} bytes)\n`,
+        );
+        return;
+      }
+      await rebase(path, backing, {
         ...{ format, secret, share, unsafe, compress, gate },
         ...{ direct: cache?.direct, directBacking: backingCache?.direct },
         ...{ signal: interruptible(), onProgress: progressOf(flags) },
