@@ -1,4 +1,5 @@
 import { SpindleError } from '../core/errors.ts';
+import { localName } from '../core/path.ts';
 import type { Gate } from '../format/gate.ts';
 import { identityIfAny } from './create-guard.ts';
 import { besideName, fileOf } from './image-name.ts';
@@ -34,7 +35,7 @@ export async function identityOfName(name: string): Promise<string | null> {
  */
 export async function findBelow(chain: readonly ChainLayer[], name: string): Promise<number> {
   for (let index = 1; index < chain.length; index++) {
-    const identity = await identityOfName(besideName(name, chain[index - 1]?.file));
+    const identity = await identityOfName(besideName(localName(name) ?? name, chain[index - 1]?.file));
     if (identity !== null && identity === chain[index]?.identity) return index;
   }
   const identity = await identityOfName(name);

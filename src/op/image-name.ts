@@ -129,12 +129,12 @@ function flattened(name: string): Flat {
 }
 
 function add(flat: Flat, key: string, value: unknown): void {
-  if (typeof value === 'object' && value !== null) {
-    if (Array.isArray(value)) throw bad(`'${key}' cannot be a list`);
-    for (const [name, inner] of Object.entries(value))
-      add(flat, key === '' ? name : `${key}.${name}`, inner as unknown);
-  } else if (typeof value === 'boolean') flat.set(key, value ? 'on' : 'off');
-  else flat.set(key, value === null || typeof value === 'string' ? value : JSON.stringify(value));
+  if (Array.isArray(value)) throw bad(`'${key}' cannot be a list`);
+  if (typeof value === 'boolean') flat.set(key, value ? 'on' : 'off');
+  else if (typeof value === 'string' || value === null) flat.set(key, value);
+  else if (typeof value === 'number') flat.set(key, String(value));
+  else if (typeof value === 'object')
+    for (const [name, inner] of Object.entries(value)) add(flat, key === '' ? name : `${key}.${name}`, inner);
 }
 
 /** Options that are taken one by one, so that what is left is what nobody knows. */
