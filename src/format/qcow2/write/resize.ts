@@ -74,7 +74,7 @@ export function settleSize(
   if (header.cryptMethod !== CryptMethod.NONE && mode !== 'off') {
     throw new SpindleError(
       'UNSUPPORTED',
-      'encrypted images grow without preallocation: unwritten clusters would not read as zeroes',
+      'encrypted images grow without preallocation: unwritten clusters would not read as zeroes; grow it without, then allocate space',
     );
   }
   if (l1SizeFor(geometry, size) * TABLE_ENTRY > Limit.L1_TABLE) {
@@ -87,12 +87,6 @@ export function settleSize(
     throw new SpindleError(
       'UNSUPPORTED',
       'the backing file is longer than the disk, and version 2 cannot hide what growing would bring up',
-    );
-  }
-  if (mode !== 'off' && header.cryptMethod !== CryptMethod.NONE) {
-    throw new SpindleError(
-      'UNSUPPORTED',
-      'preallocated clusters of an encrypted disk would not read as zeroes',
     );
   }
   const raw = (header.autoclear.lo & Autoclear.DATA_FILE_RAW) !== 0;
