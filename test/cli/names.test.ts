@@ -3,6 +3,7 @@ import { readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { parseSize } from '../../src/core/size.ts';
+import { addonStatus } from '../../src/native/binding.ts';
 import { imageName } from '../../src/op/image-name.ts';
 import { builtCli, MAIN, spindle, type CliResult } from '../tool/cli.ts';
 import { kindOf, KINDS, randomContent, SECRET_OBJECT } from '../tool/kinds.ts';
@@ -126,7 +127,8 @@ const NAMES: readonly string[] = [
 ];
 
 qemu.describeWithQemu('a name', () => {
-  it.each(OPTIONS.map(([option, strict]) => ({ option, strict })))('with $option', async (one) => {
+  it.each(OPTIONS.map(([option, strict]) => ({ option, strict })))('with $option', async (one, { skip }) => {
+    skip(one.option === 'cache.direct=on' && !addonStatus().loaded, 'direct I/O needs the addon');
     const args = [
       'info',
       '--output=json',
