@@ -54,12 +54,12 @@ export const { define, run } = verb((program) =>
     .option('-q, --quiet', 'print nothing')
     .addOption(progressOption())
     .action(async (file: string, flags: Flags) => {
-      const { path, format, share, secret } = sourceOf(file, flags);
+      const { path, format, share, secret, gate } = sourceOf(file, flags);
       if (share)
         throw new SpindleError('BAD_OPTION', '-U is for looking; an image changes its space alone', { path });
       const { allocation: policy, copyBacking, plan } = flags;
       const done = await allocate(path, {
-        ...{ policy, format, secret, copyBacking, plan },
+        ...{ policy, format, secret, gate, copyBacking, plan },
         ...{ signal: stoppable(), onProgress: progressOf(flags) },
       });
       if (format === undefined && done.format === 'raw') {
