@@ -106,6 +106,14 @@ class Session {
   }
 }
 
+/** The command that is spindle under the name of qemu-img. */
+function asQemuImg(): string[] {
+  const link = join(tempDir(), 'qemu-img');
+  chmodSync(dirname(link), 0o755);
+  symlinkSync(MAIN, link);
+  return [process.execPath, link];
+}
+
 function volumeXml(name: string, size: number, target: string, rest = ''): string {
   return `<volume><name>${name}</name><capacity>${String(size)}</capacity><target>${target}</target>${rest}</volume>`;
 }
@@ -194,10 +202,7 @@ qemu.describeUnlessMissing('libvirt with spindle as qemu-img', missing, () => {
   beforeAll(builtCli);
 
   it('creates, clones, converts, resizes, wipes and lists volumes', { timeout: 300_000 }, async () => {
-    const link = join(tempDir(), 'qemu-img');
-    chmodSync(dirname(link), 0o755);
-    symlinkSync(MAIN, link);
-    const [ours, theirs] = [new Session([process.execPath, link]), new Session(['/usr/bin/qemu-img'])];
+    const [ours, theirs] = [new Session(asQemuImg()), new Session(['/usr/bin/qemu-img'])];
     for (const one of [ours, theirs]) live(one);
     // Both were asked the same, and for all that there is to ask.
     const asked = (session: Session): string[] =>
@@ -233,10 +238,7 @@ qemu.describeUnlessMissing('libvirt with spindle as qemu-img', missing, () => {
   });
 
   it('makes encrypted volumes', { timeout: 120_000 }, async () => {
-    const link = join(tempDir(), 'qemu-img');
-    chmodSync(dirname(link), 0o755);
-    symlinkSync(MAIN, link);
-    const session = new Session([process.execPath, link]);
+    const session = new Session(asQemuImg());
     session.virsh('pool-define-as', 'p', 'dir', '--target', session.pool);
     session.virsh('pool-start', 'p');
     const uuid = '7a81f4a3-1c7b-4b8e-9a63-25f4ab9b2d11';
@@ -264,10 +266,7 @@ qemu.describeUnlessMissing('libvirt with spindle as qemu-img', missing, () => {
   });
 
   it('hears why something cannot be done', { timeout: 120_000 }, () => {
-    const link = join(tempDir(), 'qemu-img');
-    chmodSync(dirname(link), 0o755);
-    symlinkSync(MAIN, link);
-    const session = new Session([process.execPath, link]);
+    const session = new Session(asQemuImg());
     session.virsh('pool-define-as', 'p', 'dir', '--target', session.pool);
     session.virsh('pool-start', 'p');
     const cluster = "<format type='qcow2'/><clusterSize unit='KiB'>3</clusterSize>";
