@@ -322,7 +322,7 @@ describe('rebase', { timeout: 300_000 }, () => {
 });
 
 qemu.describeWithQemu('commit and rebase beside qemu', () => {
-  it.runIf(addonHere)('leave alone what a program of qemu uses', { timeout: 60_000 }, async () => {
+  it.runIf(addonHere)('leave alone what a program of qemu uses', { timeout: 300_000 }, async () => {
     const dir = tempDir();
     const [base, top, other] = [join(dir, 'base'), join(dir, 'top'), join(dir, 'other')];
     // (qemu lets a raw file be written that backs somebody's disk.)
@@ -343,7 +343,7 @@ qemu.describeWithQemu('commit and rebase beside qemu', () => {
     expect([base, top].map(sha256)).toEqual(before);
   });
 
-  it('work on encrypted layers', { timeout: 120_000 }, async () => {
+  it('work on encrypted layers', { timeout: 300_000 }, async () => {
     const dir = tempDir();
     const [base, top] = [join(dir, 'base.qcow2'), join(dir, 'top.qcow2')];
     const secret = secretOf(PASSPHRASE);

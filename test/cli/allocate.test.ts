@@ -13,7 +13,7 @@ const MIB = 1024 ** 2;
 beforeAll(builtCli, 120_000);
 
 qemu.describeWithQemu('spindle allocate', () => {
-  it('tells what the image was and is, and changes it', { timeout: 120_000 }, async () => {
+  it('tells what the image was and is, and changes it', { timeout: 300_000 }, async () => {
     const cwd = tempDir();
     const path = join(cwd, 'disk.qcow2');
     const copy = join(cwd, 'copy.raw');
@@ -40,7 +40,7 @@ qemu.describeWithQemu('spindle allocate', () => {
     }
   });
 
-  it('plans, prints JSON, and is quiet', { timeout: 120_000 }, async () => {
+  it('plans, prints JSON, and is quiet', { timeout: 300_000 }, async () => {
     const cwd = tempDir();
     writeFileSync(join(cwd, 'disk.raw'), new Uint8Array(4 * MIB));
     const run = async (...args: string[]): Promise<string> => {
@@ -65,7 +65,7 @@ qemu.describeWithQemu('spindle allocate', () => {
     expect(readFileSync(join(cwd, 'disk.raw')).equals(new Uint8Array(4 * MIB))).toBe(true);
   });
 
-  it('takes descriptions and secrets', { timeout: 120_000 }, async () => {
+  it('takes descriptions and secrets', { timeout: 300_000 }, async () => {
     const cwd = tempDir();
     const path = join(cwd, 'disk.qcow2');
     await createEncrypted(path, 4 * MIB, 'qcow2', { format: 'luks', 'iter-time': '10' });

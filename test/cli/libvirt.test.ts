@@ -79,7 +79,7 @@ class Session {
     return spawnSync('setpriv', [...user, 'virsh', '-q', '-c', 'qemu:///session', ...args], {
       encoding: 'utf8',
       cwd: this.home,
-      timeout: 60_000,
+      timeout: 240_000,
       env: { ...this.#env, LC_ALL: 'C', TZ: 'UTC' },
     });
   }
@@ -237,7 +237,7 @@ qemu.describeUnlessMissing('libvirt with spindle as qemu-img', missing, () => {
     expect(downloaded.subarray(0, data.length).equals(data)).toBe(true);
   });
 
-  it('makes encrypted volumes', { timeout: 120_000 }, async () => {
+  it('makes encrypted volumes', { timeout: 300_000 }, async () => {
     const session = new Session(asQemuImg());
     session.virsh('pool-define-as', 'p', 'dir', '--target', session.pool);
     session.virsh('pool-start', 'p');
@@ -265,7 +265,7 @@ qemu.describeUnlessMissing('libvirt with spindle as qemu-img', missing, () => {
     expect(session.calls.every((line) => !line.includes('correct horse'))).toBe(true);
   });
 
-  it('hears why something cannot be done', { timeout: 120_000 }, () => {
+  it('hears why something cannot be done', { timeout: 300_000 }, () => {
     const session = new Session(asQemuImg());
     session.virsh('pool-define-as', 'p', 'dir', '--target', session.pool);
     session.virsh('pool-start', 'p');

@@ -63,7 +63,7 @@ describe('convert', () => {
 
   it(
     'killed at random moments harms neither the source nor an existing target',
-    { timeout: 120_000 },
+    { timeout: 300_000 },
     async () => {
       const dir = tempDir();
       const random = new Random(seedOf('convert killed'));
@@ -182,7 +182,7 @@ describe('convert', () => {
 // The twins share no blocks.
 for (const type of addonHere ? (['xfs', 'btrfs'] as const) : []) {
   describeWithFileSystem(`convert on ${type}`, type, () => {
-    it('shares the blocks of the source, unless told not to', { timeout: 120_000 }, async () => {
+    it('shares the blocks of the source, unless told not to', { timeout: 300_000 }, async () => {
       await withFileSystem(type, 400, async (mount) => {
         const dir = mkdtempSync(join(mount, 'd'));
         const raw = join(dir, 'a.raw');

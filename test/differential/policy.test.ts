@@ -292,7 +292,7 @@ for (const type of FILE_SYSTEMS) {
       });
     });
 
-    it('the switches of the file system are set as qemu-img sets them', { timeout: 120_000 }, async () => {
+    it('the switches of the file system are set as qemu-img sets them', { timeout: 300_000 }, async () => {
       await withFileSystem(type, SMALLEST[type], async (folder) => {
         const [path, data] = [join(folder, 'ours'), join(folder, 'ours.data')];
         const theirs = { path: join(folder, 'theirs'), data: join(folder, 'theirs.data') };

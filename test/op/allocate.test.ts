@@ -278,7 +278,7 @@ async function hashOf(path: string, format: string): Promise<string> {
 
 const sha256 = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex');
 
-describe('allocate', { timeout: 120_000 }, () => {
+describe('allocate', { timeout: 300_000 }, () => {
   it('refuses what it cannot do, and changes nothing', async () => {
     const dir = tempDir();
     const [base, top, path] = ['base', 'top', 'disk'].map((name) => join(dir, name)) as [
@@ -395,7 +395,7 @@ describe('allocate', { timeout: 120_000 }, () => {
 const loopMissing = noLoop();
 describe.skipIf(loopMissing !== undefined || !addonHere)(
   'allocate on a block device',
-  { timeout: 120_000 },
+  { timeout: 300_000 },
   () => {
     it('gives zeroes back, writes them, and says what makes no sense', async () => {
       const bytes = new Uint8Array(8 * MIB);

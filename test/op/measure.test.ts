@@ -119,7 +119,7 @@ qemu.describeWithQemu('measure, as qemu-img does', () => {
     }
   });
 
-  it('any empty image', { timeout: 120_000 }, () =>
+  it('any empty image', { timeout: 300_000 }, () =>
     withRandom('measure any', async (random) => {
       for (let i = 0; i < 60; i++) {
         const clusterBits = random.between(9, 21);

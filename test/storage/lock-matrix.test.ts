@@ -69,7 +69,7 @@ describeMatrix('who may open an image, spindle beside', () => {
   for (const format of FORMATS) {
     for (const program of PROGRAMS) {
       for (const theirs of USES) {
-        it(`${program} that has it open first: ${format}, ${theirs}`, { timeout: 120_000 }, async () => {
+        it(`${program} that has it open first: ${format}, ${theirs}`, { timeout: 300_000 }, async () => {
           const path = await image(format);
           const holder = await hold(program, path, format, theirs);
           if (typeof holder === 'string') throw new Error(holder);

@@ -36,7 +36,7 @@ export function spindle(args: readonly string[], options: CliOptions = {}): Prom
     const child = spawn(process.execPath, [...node, main, ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: { ...process.env, TZ: 'UTC', ...env },
-      timeout: 60_000,
+      timeout: 240_000,
       ...(cwd === undefined ? {} : { cwd }),
       ...(uid === undefined ? {} : { uid, gid: uid }),
     });

@@ -21,7 +21,7 @@ export interface RunOptions {
   readonly cwd?: string;
   /** Exit codes that do not throw; 'any' for all. Default [0]. */
   readonly expect?: readonly number[] | 'any';
-  /** Milliseconds until it is killed. Default one minute. */
+  /** Milliseconds until it is killed. Default four minutes: the machine may have much else to do. */
   readonly timeout?: number;
 }
 
@@ -40,7 +40,7 @@ const SIGNALS: Readonly<Record<string, number>> = { SIGABRT: 134, SIGKILL: 137, 
 
 /** Runs a program. Throws a {@link JudgeError} when it ends with an unexpected exit code. */
 export function run(program: string, args: readonly string[], options: RunOptions = {}): Promise<RunResult> {
-  const { cwd, expect = [0], timeout = 60_000 } = options;
+  const { cwd, expect = [0], timeout = 240_000 } = options;
   return new Promise((resolve, reject) => {
     const settings = {
       encoding: 'utf8' as const,

@@ -327,7 +327,7 @@ qemu.describeWithQemu('amending', () => {
     expect(Buffer.compare(readFileSync(plain), before)).toBe(0);
   });
 
-  it('records where a data file went, whatever the length of its name', { timeout: 120_000 }, async () => {
+  it('records where a data file went, whatever the length of its name', { timeout: 300_000 }, async () => {
     for (const clusterSize of [512, 4096, 65536]) {
       const dir = tempDir();
       const path = join(dir, 'disk.qcow2');

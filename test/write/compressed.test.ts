@@ -128,7 +128,7 @@ qemu.describeWithQemu('compressed writes', () => {
 
   it.each(CODECS)(
     'are one disk to qemu and to us, whoever wrote it, %s',
-    { timeout: 120_000 },
+    { timeout: 300_000 },
     async (type) => {
       const dir = tempDir();
       await withRandom(`compressed both ways ${type}`, async (random) => {
@@ -176,7 +176,7 @@ qemu.describeWithQemu('compressed writes', () => {
     },
   );
 
-  it('are refused by images that cannot hold them', { timeout: 60_000 }, async () => {
+  it('are refused by images that cannot hold them', { timeout: 300_000 }, async () => {
     const dir = tempDir();
     const external = join(dir, 'external.qcow2');
     await qemu.create(external, 2 ** 20, {

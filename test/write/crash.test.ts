@@ -38,7 +38,7 @@ describe('a power cut at any moment', () => {
 
   it(
     'is noticed by this test when metadata is written in the wrong order',
-    { timeout: 120_000 },
+    { timeout: 300_000 },
     async () => {
       let noticed = 0;
       const broken = { options: { clusterSize: 512 }, steps: STEPS, mix: MIX, brokenOrder: true };

@@ -217,7 +217,7 @@ describe('lazy refcounts', () => {
     expect(isDirty(memory.toBytes())).toBe(false);
   });
 
-  it('stay on disk in time when there are too many to keep', { timeout: 120_000 }, async () => {
+  it('stay on disk in time when there are too many to keep', { timeout: 300_000 }, async () => {
     const memory = await made({ clusterSize: 512, refcountBits: 64 }, 64 * 1024 * 1024);
     const image = await openWriter(memory);
     const part = patternOf(7, 1024 * 1024);

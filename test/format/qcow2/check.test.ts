@@ -137,7 +137,7 @@ qemu.describeWithQemu('check agrees with qemu-img', () => {
 });
 
 async function compareWithQemu(image: CheckedImage, what: string): Promise<void> {
-  const theirs = await qemu.check(image.path, { source: image.source, timeout: 30_000 });
+  const theirs = await qemu.check(image.path, { source: image.source, timeout: 120_000 });
   let ours: Verdict;
   try {
     ours = await judge(image.path, theirs.json?.filename);
