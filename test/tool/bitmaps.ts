@@ -79,12 +79,16 @@ export async function qemuRanges(path: string, names: readonly string[]): Promis
     for (const name of names) await qemu.bitmap(copy, name, ['--disable']);
     const bitmaps = names.flatMap((name) => ['-B', name]);
     const image = `driver=qcow2,file.filename=${copy},backing=`;
-    server = spawn('qemu-nbd', ['-r', '-t', '-k', socket, '--image-opts', image, ...bitmaps], {
-      stdio: ['ignore', 'ignore', 'pipe'],
-    });
+    // Written when it serves; the socket is there before it listens.
+    const pidFile = join(dir, 'pid');
+    server = spawn(
+      'qemu-nbd',
+      ['-r', '-t', '-k', socket, '--pid-file', pidFile, '--image-opts', image, ...bitmaps],
+      { stdio: ['ignore', 'ignore', 'pipe'] },
+    );
     let said = '';
     server.stderr?.on('data', (chunk: Buffer) => (said += chunk.toString()));
-    for (let waited = 0; !existsSync(socket); waited++) {
+    for (let waited = 0; !existsSync(pidFile); waited++) {
       if (server.exitCode !== null || waited > 3000) throw new Error(`qemu-nbd: ${said}`);
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
