@@ -2,7 +2,7 @@
 //! cross as `ERRNO:<number>:<call>`, damaged compressed data as `BAD_COMPRESSED:<reason>`.
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
-use crate::{allocate, buffer, cached, clone, codec, device, flags, lock, sparse, zero};
+use crate::{allocate, buffer, cached, clone, codec, deflate, device, flags, lock, sparse, zero};
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
 };
@@ -258,5 +258,31 @@ pub fn zstd_compress(source: Uint8Array, level: i32, limit: f64) -> Promise<Opti
         let frame =
             codec::compress(&source, level, limit).map_err(|_| error("ERRNO:12:zstdCompress"))?;
         Ok(frame.map(Uint8Array::from))
+    }))))
+}
+
+/// The caller must not touch `into` before the promise settles.
+#[napi]
+pub fn inflate(source: Uint8Array, into: Uint8Array) -> Promise<()> {
+    let mut into = into;
+    AsyncTask::new(Job(Some(Box::new(move || {
+        // SAFETY: JavaScript lends the buffer until the promise settles.
+        let target = unsafe { into.as_mut() };
+        deflate::inflate(&source, target)
+            .map_err(|reason| error(format!("BAD_COMPRESSED:{reason}")))
+    }))))
+}
+
+/// Resolves to a raw stream, or to null where it would have `limit` bytes or more or is not worth making. The caller
+/// must not change `source` before the promise settles.
+#[napi]
+pub fn deflate_raw(source: Uint8Array, level: f64, limit: f64) -> Promise<Option<Uint8Array>> {
+    AsyncTask::new(Job(Some(Box::new(move || {
+        let limit = usize::try_from(whole(limit, "deflateRaw")?).unwrap_or(usize::MAX);
+        let level = u32::try_from(whole(level, "deflateRaw")?).unwrap_or(u32::MAX);
+        if !deflate::LEVELS.contains(&level) {
+            return Err(error("ERRNO:22:deflateRaw"));
+        }
+        Ok(deflate::deflate(&source, level, limit).map(Uint8Array::from))
     }))))
 }

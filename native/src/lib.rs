@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod cached;
 pub mod clone;
 pub mod codec;
+pub mod deflate;
 pub mod device;
 pub mod failure;
 pub mod flags;

@@ -46,6 +46,13 @@ export function checkCompression(level: number, limit: number): void {
   if (level > 22) throw new RangeError(`a compression level is at most 22, not ${String(level)}`);
 }
 
+/** @throws RangeError unless `level` is one of zlib, 0 to 9, and `limit` a length */
+export function checkDeflate(level: number, limit: number): void {
+  checkWhole('limit', limit);
+  checkWhole('a compression level', level);
+  if (level > 9) throw new RangeError(`a level of deflate is at most 9, not ${String(level)}`);
+}
+
 /** @throws RangeError unless `size` is 1 to 2^32 - 1 and `alignment` is a power of two up to 2^30 */
 export function checkBuffer(size: number, alignment: number): void {
   checkWhole('size', size, 1);

@@ -5,6 +5,7 @@ import { SpindleError } from '../core/errors.ts';
 import {
   checkBuffer,
   checkBytes,
+  checkDeflate,
   checkCompression,
   checkDescriptor,
   checkExtentSizeHint,
@@ -34,6 +35,8 @@ interface Addon {
   lockBytes(fd: number, bytes: readonly number[]): void;
   unlockBytes(fd: number, bytes: readonly number[]): void;
   findLocked(fd: number, bytes: readonly number[]): number;
+  inflate(source: Uint8Array, into: Uint8Array): Promise<void>;
+  deflateRaw(source: Uint8Array, level: number, limit: number): Promise<Uint8Array | null>;
   zstdDecompress(source: Uint8Array, into: Uint8Array): Promise<void>;
   zstdCompress(source: Uint8Array, level: number, limit: number): Promise<Uint8Array | null>;
 }
@@ -205,8 +208,17 @@ function wrap(addon: Addon): Native {
       return now(() => addon.findLocked(fd, bytes), { fd });
     },
 
+    async inflate(source, into) {
+      if (into.length > 0) await settle(addon.inflate(source, into), { codec: 'deflate' });
+    },
+
+    async deflateRaw(source, level, limit) {
+      checkDeflate(level, limit);
+      return settle(addon.deflateRaw(source, level, limit), {});
+    },
+
     async zstdDecompress(source, into) {
-      if (into.length > 0) await settle(addon.zstdDecompress(source, into), {});
+      if (into.length > 0) await settle(addon.zstdDecompress(source, into), { codec: 'zstd' });
     },
 
     async zstdCompress(source, level, limit) {
@@ -255,5 +267,7 @@ function translate(error: unknown, subject: Subject): unknown {
   const [, errno, call = ''] = /^ERRNO:(\d+):(.*)$/.exec(message) ?? [];
   if (errno !== undefined) return systemError(Number(errno), call, subject);
   const [, damage] = /^BAD_COMPRESSED:(.*)$/.exec(message) ?? [];
-  return damage === undefined ? error : new SpindleError('BAD_COMPRESSED', `zstd: ${damage}`);
+  return damage === undefined
+    ? error
+    : new SpindleError('BAD_COMPRESSED', `${subject.codec ?? 'codec'}: ${damage}`);
 }

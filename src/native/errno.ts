@@ -7,6 +7,8 @@ import { SpindleError, type ErrorCode } from '../core/errors.ts';
  */
 export interface Subject {
   readonly fd?: number;
+  /** What decompresses. */
+  readonly codec?: string;
   /** Words after the call's name, such as `punch`. */
   readonly mode?: string;
   readonly offset?: number;

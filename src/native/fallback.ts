@@ -52,6 +52,14 @@ export const twins: Native = {
   lockBytes,
   unlockBytes: checkBytes,
   findLocked,
+  async inflate(source, into) {
+    const { inflateRaw } = await import('./deflate.ts');
+    await inflateRaw(source, into);
+  },
+  async deflateRaw(source, level, limit) {
+    const { deflateRaw } = await import('./deflate.ts');
+    return deflateRaw(source, level, limit);
+  },
   async zstdDecompress(source, into) {
     const { decompressFrames } = await import('./zstd.ts');
     decompressFrames(source, into);

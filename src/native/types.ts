@@ -94,6 +94,20 @@ export interface Native {
   findLocked(fd: number, bytes: readonly number[]): number;
 
   /**
+   * Decompresses a raw deflate stream from `source` until `into` is full; bytes past the end of the stream are ignored,
+   * and a stream may go on past the end of `into`. The caller must not touch `into` before this settles.
+   * @throws BAD_COMPRESSED
+   */
+  inflate(source: Uint8Array, into: Uint8Array): Promise<void>;
+
+  /**
+   * Compresses `source` to a raw deflate stream, no distance of which passes 4096, at a level of 0 to 9; null where it
+   * would have `limit` bytes or more, or where (addon) the bytes look so random that it would. `source` must not change
+   * before this settles. The bytes of the twin are others, but they decompress to the same.
+   */
+  deflateRaw(source: Uint8Array, level: number, limit: number): Promise<Uint8Array | null>;
+
+  /**
    * Decompresses zstd frames from `source` until `into` is full: several frames follow one another, skippable ones are
    * passed over, bytes past the end of `into` are ignored unless a frame decodes past it.
    * @throws BAD_COMPRESSED

@@ -21,11 +21,13 @@ function sample(length: number): Buffer {
   return bytes;
 }
 
-describe('inflate', () => {
+const sides = addonHere ? [native(), twins] : [twins];
+
+describe.each(sides)('inflate by the $kind', (side) => {
   const inflate = async (source: Uint8Array, length: number): Promise<unknown> => {
     const into = Buffer.alloc(length, 0xee);
     return outcome(async () => {
-      await nodeCodec.inflate(source, into);
+      await side.inflate(source, into);
       return hash(into);
     });
   };
@@ -72,9 +74,7 @@ describe('inflate', () => {
     expect(await inflate(stream.subarray(0, -10), 4096)).toEqual(damaged);
     expect(await inflate(new Uint8Array(0), 512)).toEqual(damaged);
     expect(await inflate(Buffer.alloc(512, 0xff), 512)).toEqual(damaged);
-    await expect(nodeCodec.inflate(stream, Buffer.alloc(4097))).rejects.toThrow(
-      'ends after 4096 of 4097 bytes',
-    );
+    await expect(side.inflate(stream, Buffer.alloc(4097))).rejects.toThrow('ends after 4096 of 4097 bytes');
   });
 
   it('many at once', async () => {
@@ -88,14 +88,14 @@ describe('inflate', () => {
   });
 });
 
-describe('deflate', () => {
+describe.each(sides)('deflate by the $kind', (side) => {
   it.each([512, 4096, 65536, 2 ** 21])('gives a stream of %i bytes that inflates', async (length) => {
     const data = sample(length);
-    const stream = await nodeCodec.deflate(data, length);
+    const stream = await side.deflateRaw(data, 6, length);
     if (stream === null) throw new Error('it does not become smaller');
     expect(stream.length).toBeLessThan(length);
     const into = Buffer.alloc(length);
-    await nodeCodec.inflate(stream, into);
+    await side.inflate(stream, into);
     expect(hash(into)).toBe(hash(data));
     expect(hash(inflateRawSync(stream))).toBe(hash(data));
   });
@@ -108,7 +108,7 @@ describe('deflate', () => {
     async (distance) => {
       const unit = Buffer.from(Array.from({ length: distance }, () => random(256)));
       const data = Buffer.concat([unit, unit, unit, Buffer.alloc(100_000)]);
-      const stream = await nodeCodec.deflate(data, data.length);
+      const stream = await side.deflateRaw(data, 6, data.length);
       if (stream === null) throw new Error('it does not become smaller');
       expect(hash(inWindow(stream))).toBe(hash(data));
       const wide = deflateRawSync(data, { windowBits: 15 });
@@ -118,14 +118,55 @@ describe('deflate', () => {
 
   it('and never one that is not smaller than the limit', async () => {
     const noise = Buffer.from(Array.from({ length: 65536 }, () => random(256)));
-    expect(await nodeCodec.deflate(noise, 65536)).toBeNull();
+    expect(await side.deflateRaw(noise, 6, 65536)).toBeNull();
     const data = sample(65536);
-    const stream = await nodeCodec.deflate(data, 65536);
+    const stream = await side.deflateRaw(data, 6, 65536);
     const length = stream?.length ?? 0;
-    expect(await nodeCodec.deflate(data, length)).toBeNull();
-    expect((await nodeCodec.deflate(data, length + 1))?.length).toBe(length);
-    for (const limit of [0, 1, 2, 3]) expect(await nodeCodec.deflate(data, limit)).toBeNull();
+    expect(await side.deflateRaw(data, 6, length)).toBeNull();
+    expect((await side.deflateRaw(data, 6, length + 1))?.length).toBe(length);
+    for (const limit of [0, 1, 2, 3]) expect(await side.deflateRaw(data, 6, limit)).toBeNull();
   });
+
+  it('refuses levels and limits that are none', async () => {
+    for (const [level, limit] of [[-1, 9] as const, [10, 9] as const, [1.5, 9] as const, [3, -1] as const]) {
+      expect(await outcome(() => side.deflateRaw(Buffer.alloc(9), level, limit))).toEqual({
+        thrown: 'RangeError',
+      });
+    }
+  });
+
+  it('is what the codec for images uses', async () => {
+    const data = sample(65536);
+    const made = await nodeCodec.deflate(data, 65536);
+    expect(hash(made ?? Buffer.alloc(0))).toBe(hash((await native().deflateRaw(data, 6, 65536)) ?? data));
+    const into = Buffer.alloc(65536);
+    await nodeCodec.inflate(made ?? data, into);
+    expect(hash(into)).toBe(hash(data));
+  });
+});
+
+describe.runIf(addonHere)(`inflate: the addon and its twin agree (seed ${String(seed)})`, () => {
+  it('on damaged streams too', async () => {
+    let refused = 0;
+    const stream = deflateRawSync(sample(3000));
+    for (let round = 0; round < 2000; round++) {
+      const source = Buffer.from(stream);
+      for (let count = 1 + random(3); count > 0; count--) source[random(source.length)] = random(256);
+      const [ours, theirs] = await Promise.all(
+        [native(), twins].map((side) => {
+          const into = Buffer.alloc(2500);
+          return outcome(async () => {
+            await side.inflate(source, into);
+            return hash(into);
+          });
+        }),
+      );
+      expect(ours, source.toString('hex')).toEqual(theirs);
+      if ('code' in (ours as object)) refused++;
+    }
+    expect(refused).toBeGreaterThan(0);
+    expect(refused).toBeLessThan(2000);
+  }, 60_000);
 });
 
 /** 3000 bytes, and what `zstd -19` makes of them: with the size and no checksum, and from a pipe with a checksum. */
@@ -149,8 +190,6 @@ function stored(data: Uint8Array, window = 0x48, blockSize = 1000): Buffer {
   }
   return Buffer.concat(parts);
 }
-
-const sides = addonHere ? [native(), twins] : [twins];
 
 describe.each(sides)('zstd by the $kind', (side) => {
   const decode = async (source: Uint8Array, length: number): Promise<unknown> => {
