@@ -17,7 +17,11 @@ export function printBars(bars: readonly Bar[]): void {
     bar.measured <= bar.limit ? 'met' : 'NOT MET',
     bar.how,
   ]);
-  const head = ['what', 'median', 'bar', 'verdict', 'how'];
+  printColumns(['what', 'median', 'bar', 'verdict', 'how'], rows);
+}
+
+/** Prints rows under a head, each column as wide as its widest cell. */
+export function printColumns(head: readonly string[], rows: readonly (readonly string[])[]): void {
   const widths = head.map((name, column) =>
     Math.max(name.length, ...rows.map((row) => row[column]?.length ?? 0)),
   );
