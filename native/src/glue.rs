@@ -2,7 +2,9 @@
 //! cross as `ERRNO:<number>:<call>`, damaged compressed data as `BAD_COMPRESSED:<reason>`.
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
-use crate::{allocate, buffer, cached, clone, codec, deflate, device, flags, lock, sparse, zero};
+use crate::{
+    allocate, buffer, cached, clone, codec, deflate, device, flags, lock, sparse, transfer, zero,
+};
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
 };
@@ -144,6 +146,43 @@ pub fn clone_range(source: f64, from: f64, target: f64, to: f64, length: f64) ->
             whole(length, CALL)?,
         )
     })
+}
+
+/// Runs are from, to, length, from... Resolves to the bytes written.
+#[napi]
+pub fn copy_runs(source: f64, target: f64, runs: Float64Array, skip: f64) -> Result<Promise<f64>> {
+    const CALL: &str = "pread";
+    let (source, target) = (descriptor(source)?, descriptor(target)?);
+    let skip = usize::try_from(whole(skip, CALL)?).unwrap_or(usize::MAX);
+    let list = numbers(&runs, CALL)?;
+    Ok(job(move || {
+        let (runs, _) = list.as_chunks::<3>();
+        let runs: Vec<_> = runs
+            .iter()
+            .map(|&[from, to, length]| transfer::Run { from, to, length })
+            .collect();
+        Ok(transfer::copy_runs(source, target, &runs, skip)? as f64)
+    }))
+}
+
+/// Ranges are offset, length, offset... Resolves to one byte a unit.
+#[napi]
+pub fn zero_ranges(fd: f64, ranges: Float64Array, unit: f64) -> Result<Promise<Uint8Array>> {
+    const CALL: &str = "pread";
+    let fd = descriptor(fd)?;
+    let unit = usize::try_from(whole(unit, CALL)?)
+        .unwrap_or(usize::MAX)
+        .max(1);
+    let list = numbers(&ranges, CALL)?;
+    Ok(job(move || {
+        let (ranges, _) = list.as_chunks::<2>();
+        let ranges: Vec<_> = ranges.iter().map(|&[at, length]| (at, length)).collect();
+        Ok(transfer::zero_ranges(fd, &ranges, unit)?.into())
+    }))
+}
+
+fn numbers(values: &[f64], call: &'static str) -> Outcome<Vec<u64>> {
+    values.iter().map(|value| whole(*value, call)).collect()
 }
 
 /// The bytes read, or -1 where reading would have to wait.

@@ -15,6 +15,7 @@ pub mod flags;
 pub mod lock;
 pub mod os;
 pub mod sparse;
+pub mod transfer;
 pub mod zero;
 
 // Tests run outside of Node, where the symbols that the glue needs do not exist.

@@ -71,6 +71,9 @@ ${lines.join('')}
 `;
 }
 
+// Reading, writing and compressing all wait for these threads; libuv makes them at the first use, four unless told.
+process.env['UV_THREADPOOL_SIZE'] ??= '12';
+
 try {
   main(process.argv.slice(2));
 } catch (error) {

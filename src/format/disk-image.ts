@@ -98,6 +98,37 @@ export class DiskImage implements Image {
     await this.#exclusive(at, from.length, () => this.#write(from, at));
   }
 
+  /**
+   * Begins a write: resolves when all of its bytes have their places, so that writes begun one after the other make the
+   * same image however long each takes. `done` is that of {@link write}; `from` must not change until it settles.
+   * @throws SpindleError as write; then `done` need not be waited for
+   */
+  async beginWrite(from: Uint8Array, at: number): Promise<{ readonly done: Promise<void> }> {
+    this.#checkChange(at, from.length);
+    let placed: () => void = () => undefined;
+    const settled = new Promise<void>((resolve) => {
+      placed = resolve;
+    });
+    const done = this.#exclusive(at, from.length, async () => {
+      const fills: Promise<void>[] = [];
+      try {
+        for (let part = 0; part < from.length;) {
+          const place = await this.driver.ensureData(at + part, from.length - part);
+          fills.push(this.#fillPlace(place, from.subarray(part, part + place.length), at + part));
+          part += place.length;
+        }
+        placed();
+      } finally {
+        // None may go on with `from` after this.
+        await Promise.allSettled(fills);
+      }
+      await Promise.all(fills);
+    });
+    done.catch(() => undefined);
+    await Promise.race([settled, done]);
+    return { done };
+  }
+
   async #write(from: Uint8Array, at: number): Promise<void> {
     for (let done = 0; done < from.length;) done += await this.#writeSome(from.subarray(done), at + done);
   }
@@ -205,11 +236,12 @@ export class DiskImage implements Image {
   /** Writes the start of `from`; returns how much. */
   async #writeSome(from: Uint8Array, at: number): Promise<number> {
     const place = await this.driver.ensureData(at, from.length);
-    const data = from.subarray(0, place.length);
-    if (place.fresh === undefined) {
-      await place.storage.write(data, place.at);
-      return place.length;
-    }
+    await this.#fillPlace(place, from.subarray(0, place.length), at);
+    return place.length;
+  }
+
+  async #fillPlace(place: DataMapping, data: Uint8Array, at: number): Promise<void> {
+    if (place.fresh === undefined) return place.storage.write(data, place.at);
     try {
       await this.#fill(place, place.fresh, data, at);
     } catch (error) {
@@ -217,7 +249,6 @@ export class DiskImage implements Image {
       throw error;
     }
     await place.fresh.commit();
-    return place.length;
   }
 
   /** Writes new clusters: the data, and around it what the guest range held up to now. */

@@ -5,7 +5,7 @@ import type { Extent, HostExtent } from '../core/extent.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
-import type { FallocateMode, FiemapExtent, ZeroReport } from '../native/types.ts';
+import type { FallocateMode, ZeroReport } from '../native/types.ts';
 import { abilities, hasExtentSizeHints, type Abilities } from './ability.ts';
 import { CachedReads } from './cached-reads.ts';
 import { DataMap } from './data-map.ts';
@@ -21,6 +21,7 @@ import {
 } from './descriptor.ts';
 import { DirectIo } from './direct.ts';
 import { hostError } from './errno.ts';
+import { hostExtents } from './host-extents.ts';
 import { identityOf } from './identity.ts';
 import { openHost, type FileOptions, type Opened } from './open.ts';
 
@@ -28,9 +29,6 @@ export type { FileOptions } from './open.ts';
 
 /** Zeroes are written in chunks of this many bytes where nothing better works. */
 const ZERO_CHUNK = 1024 ** 2;
-
-/** Host extents asked for at once. */
-const FIEMAP_RUNS = 512;
 
 /**
  * Opens a regular file or block device.
@@ -199,15 +197,31 @@ export class FileStorage implements Storage {
     return this.#run(() => {
       this.#checkWrite();
       if (!Number.isSafeInteger(size) || size < 0) throw new RangeError(`${String(size)} is no size`);
-      return this.#lock.run(0, Infinity, 'exclusive', async () => {
-        if (size === this.#size) return;
-        if (this.isDevice) {
-          const message = `${this.path}: a block device cannot be resized; it has ${String(this.#size)} bytes`;
-          throw new SpindleError('UNSUPPORTED', message, { path: this.path });
-        }
-        await this.#mapping(() => this.#truncate(size));
-      });
+      return size > this.#size && !this.isDevice ? this.#extend(size) : this.#setSize(size);
     });
+  }
+
+  #setSize(size: number): Promise<void> {
+    return this.#lock.run(0, Infinity, 'exclusive', async () => {
+      if (size === this.#size) return;
+      if (this.isDevice) {
+        const message = `${this.path}: a block device cannot be resized; it has ${String(this.#size)} bytes`;
+        throw new SpindleError('UNSUPPORTED', message, { path: this.path });
+      }
+      await this.#mapping(() => this.#truncate(size));
+    });
+  }
+
+  /** Makes the file longer without waiting for writes to the blocks that it has, but for the last: they may cut it. */
+  async #extend(size: number): Promise<void> {
+    const start = alignDown(this.#size, this.#alignment);
+    const fits = await this.#lock.run(start, Infinity, 'exclusive', async () => {
+      if (this.#size < start || this.#size >= size) return false;
+      await this.#mapping(() => this.#truncate(size));
+      return true;
+    });
+    // Something else changed the size first.
+    if (!fits) await this.#setSize(size);
   }
 
   flush(): Promise<void> {
@@ -361,22 +375,9 @@ export class FileStorage implements Storage {
   async #hostExtents(at: number, length: number): Promise<HostExtent[]> {
     return this.#run(async () => {
       checkRange(this.#size, at, length);
-      const end = at + length;
-      const found: HostExtent[] = [];
-      for (let from = at; from < end;) {
-        // The first page of answers writes delayed blocks out: what was just written does not count as unwritten.
-        const page = await this.#native('map', () =>
-          native().fiemap(this.#fd, from, end - from, FIEMAP_RUNS, from === at),
-        );
-        for (const extent of page) {
-          const clipped = clip(extent, at, end);
-          if (clipped !== undefined) found.push(clipped);
-        }
-        const last = page.at(-1);
-        if (last === undefined || page.length < FIEMAP_RUNS || last.logical + last.length <= from) break;
-        from = last.logical + last.length;
-      }
-      return found;
+      return hostExtents(at, length, (from, rest, limit, sync) =>
+        this.#native('map', () => native().fiemap(this.#fd, from, rest, limit, sync)),
+      );
     });
   }
 
@@ -485,12 +486,4 @@ export class FileStorage implements Storage {
       'something else truncated it';
     return new SpindleError('IO', message, { path: this.path });
   }
-}
-
-function clip(extent: FiemapExtent, start: number, end: number): HostExtent | undefined {
-  const offset = Math.max(extent.logical, start);
-  const length = Math.min(extent.logical + extent.length, end) - offset;
-  if (length <= 0) return undefined;
-  const kind = extent.delayed ? 'delayed' : extent.unwritten ? 'unwritten' : 'written';
-  return { offset, length, kind, shared: extent.shared };
 }

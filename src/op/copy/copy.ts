@@ -51,6 +51,9 @@ const EMPTY: SourceDisk = {
 /** Pieces that are read ahead of the one being written. */
 const AHEAD = 4;
 
+/** Pieces whose writing has begun and not ended. */
+const BEHIND = 4;
+
 /** Bytes from which sharing blocks is worth a call. */
 const LEAST_SHARED = 64 * 1024;
 
@@ -61,8 +64,8 @@ const BLOCK = 4096;
 const SECTOR = 512;
 
 /**
- * Copies all of `source` into `target`, whose disk is as large or larger. Reads run ahead; writes are done in the order
- * of the disk, so that one source always makes the same image. Runs of kind `absent` are left alone.
+ * Copies all of `source` into `target`, whose disk is as large or larger. Reads run ahead; writes begin in the order of
+ * the disk, so that one source always makes the same image. Runs of kind `absent` are left alone.
  * @throws SpindleError ABORTED, and what reading and writing throw
  */
 export async function copyDisk(source: SourceDisk, target: DiskImage, options: CopyOptions): Promise<Copied> {
@@ -78,6 +81,8 @@ export class CopyJob {
   readonly #options: CopyOptions;
   readonly #cloner: Cloner | null;
   readonly #idle: Uint8Array[] = [];
+  /** Pieces that are being written. */
+  readonly #writing = new Set<Promise<void>>();
   readonly #start = performance.now();
   readonly copied = { written: 0, shared: 0, zero: 0 };
   #moved = 0;
@@ -115,8 +120,9 @@ export class CopyJob {
         stopIfAborted(signal);
         await next();
       }
+      await Promise.all(this.#writing);
     } finally {
-      await Promise.allSettled(queue.flatMap(({ bytes }) => bytes ?? []));
+      await Promise.allSettled([...queue.flatMap(({ bytes }) => bytes ?? []), ...this.#writing]);
     }
     onProgress?.(this.#source.size, this.#source.size);
   }
@@ -168,8 +174,7 @@ export class CopyJob {
     await this.#slow(chunk.kind === 'data' ? chunk.length : 0);
     if (chunk.kind === 'zero') await this.#zero(chunk.at, chunk.length);
     else if (bytes !== null) {
-      await this.writeData(bytes, chunk.at);
-      this.#idle.push(new Uint8Array(bytes.buffer));
+      await this.#follow(await this.#begin(bytes, chunk.at), bytes);
     } else if (chunk.host !== null) await this.#clone(chunk, chunk.host);
   }
 
@@ -190,8 +195,7 @@ export class CopyJob {
       // The file system did not share these after all.
       const piece = { at, length: Math.min(CHUNK, chunk.length - done), kind: 'data' as const, host: null };
       const bytes = await this.#read(piece);
-      await this.writeData(bytes, at);
-      this.#idle.push(new Uint8Array(bytes.buffer));
+      await this.#follow(await this.#begin(bytes, at), bytes);
       done += piece.length;
     }
   }
@@ -213,11 +217,41 @@ export class CopyJob {
     }
   }
 
+  /** Has `bytes` used again when they are written; waits while too much is under way. */
+  async #follow([done]: readonly [Promise<void>], bytes: Uint8Array): Promise<void> {
+    const written = done.then(() => {
+      this.#idle.push(new Uint8Array(bytes.buffer));
+      this.#writing.delete(written);
+    });
+    // A failure stays in the set, for whoever waits for it.
+    written.catch(() => undefined);
+    this.#writing.add(written);
+    if (this.#writing.size >= BEHIND) await Promise.race(this.#writing);
+  }
+
   /** Stores a piece of the disk, but for the zeroes in it. */
   async writeData(bytes: Uint8Array, at: number): Promise<void> {
+    const [done] = await this.#begin(bytes, at);
+    await done;
+  }
+
+  /** Begins to store a piece: all of it has its place when this resolves, to an array with the end of the writing. */
+  async #begin(bytes: Uint8Array, at: number): Promise<[Promise<void>]> {
+    const writes: Promise<void>[] = [];
+    try {
+      for (const part of this.#parts(bytes, at)) await this.#part(part, writes);
+    } catch (error) {
+      await Promise.allSettled(writes);
+      throw error;
+    }
+    return [settled(writes)];
+  }
+
+  /** The data and the zeroes in a piece. */
+  *#parts(bytes: Uint8Array, at: number): Generator<Part> {
     if (this.#options.sparse === 0 || this.#options.verbatim === true) {
-      this.copied.written += bytes.length;
-      return this.#store(bytes, at);
+      yield { bytes, at, zero: false };
+      return;
     }
     const unit = Math.max(this.#target.driver.granularity, this.#options.sparse);
     // Units lie at multiples of their size on the disk.
@@ -230,23 +264,19 @@ export class CopyJob {
       while (next < units.length && units[next] === units[first]) next++;
       const start = first === 0 ? 0 : head + (first - 1) * unit;
       const end = Math.min(bytes.length, head + (next - 1) * unit);
-      await this.#part(bytes.subarray(start, end), at + start, units[first] === 1);
+      if (end > start) yield { bytes: bytes.subarray(start, end), at: at + start, zero: units[first] === 1 };
     }
   }
 
-  async #part(bytes: Uint8Array, at: number, zero: boolean): Promise<void> {
-    if (bytes.length === 0) return;
-    if (!zero) {
-      this.copied.written += bytes.length;
-      return this.#store(bytes, at);
+  async #part({ bytes, at, zero }: Part, writes: Promise<void>[]): Promise<void> {
+    if (zero) {
+      this.copied.zero += bytes.length;
+      if (!this.#options.blank) await this.#target.zero(at, bytes.length);
+      return;
     }
-    this.copied.zero += bytes.length;
-    if (!this.#options.blank) await this.#target.zero(at, bytes.length);
-  }
-
-  async #store(bytes: Uint8Array, at: number): Promise<void> {
+    this.copied.written += bytes.length;
     if (this.#options.compress === true) await this.#target.writeCompressed(bytes, at);
-    else await this.#target.write(bytes, at);
+    else writes.push((await this.#target.beginWrite(bytes, at)).done);
   }
 
   /** Waits until `bytes` more do not pass the rate. */
@@ -260,6 +290,19 @@ export class CopyJob {
       stopIfAborted(signal);
     }
   }
+}
+
+/** A part of a piece that is all zeroes, or that is not. */
+interface Part {
+  readonly bytes: Uint8Array;
+  readonly at: number;
+  readonly zero: boolean;
+}
+
+/** Resolves when all have ended; fails as the first of them. */
+async function settled(writes: readonly Promise<void>[]): Promise<void> {
+  await Promise.allSettled(writes);
+  await Promise.all(writes);
 }
 
 /** The error of a target that is too small. */

@@ -34,8 +34,9 @@ import type { WholeTables, WriterOptions } from './whole.ts';
 
 /** Bytes of metadata kept in memory. */
 const CACHE = 32 * 1024 * 1024;
-/** The file grows in steps of this many bytes; what is too much is cut off at the end. */
-const GROWTH = 1024 * 1024;
+/** The file grows in steps of about an eighth, within these bounds; what is too much is cut off at the end. */
+const LEAST_GROWTH = 1024 * 1024;
+const MOST_GROWTH = 64 * 1024 * 1024;
 /** Bytes of new clusters that one request gets at once. */
 const MOST_FRESH = 4 * 1024 * 1024;
 /** Runs of freed clusters after which a flush is due. */
@@ -125,7 +126,8 @@ export class Qcow2Writer {
     if (!this.#storage.can.resize) {
       throw new SpindleError('NO_SPACE', `the device is full: it has ${String(this.#storage.size)} bytes`);
     }
-    await this.#storage.resize(alignUp(end, GROWTH));
+    const step = Math.min(MOST_GROWTH, Math.max(LEAST_GROWTH, alignUp(end / 8, LEAST_GROWTH)));
+    await this.#storage.resize(alignUp(end + step - 1, LEAST_GROWTH));
   }
 
   /** Makes the start of a guest range writable. @throws SpindleError NO_SPACE, LIMIT, BAD_ENTRY, CORRUPT */
@@ -195,6 +197,8 @@ export class Qcow2Writer {
       if (hostOf(next, first + old.length, this.#external) !== null && isCopied(next)) break;
       old.push(next);
     }
+    // Before the data, and not when it is written, so that the same requests make the same image.
+    await this.editor.ensureTable(first);
     const { run, clean } = await this.#takeData(first, old.length);
     const used = old.slice(0, run.count);
     const bytes = Math.min(length, run.count * clusterSize - within);
@@ -317,6 +321,7 @@ export class Qcow2Writer {
     const whole = !own && (isCompressed(entry) || host !== null);
     const from = whole ? clusterStart : clusterStart + firstSub * subclusterSize;
     const to = clusterStart + (whole ? clusterSize : (lastSub + 1) * subclusterSize);
+    if (!own) await this.editor.ensureTable(cluster);
     const taken = own ? null : await this.#takeData(cluster, 1);
     const place = taken === null ? (host ?? 0) : taken.run.start * clusterSize;
     const data = whole ? ALL : (entry.data | touched) >>> 0;
