@@ -5,7 +5,7 @@ import type { Extent, HostExtent } from '../core/extent.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
-import type { FallocateMode, FiemapExtent, ZeroReport } from '../native/types.ts';
+import type { FallocateMode, ZeroReport } from '../native/types.ts';
 import { abilities, hasExtentSizeHints, type Abilities } from './ability.ts';
 import { CachedReads } from './cached-reads.ts';
 import { DataMap } from './data-map.ts';
@@ -21,16 +21,15 @@ import {
 } from './descriptor.ts';
 import { DirectIo } from './direct.ts';
 import { hostError } from './errno.ts';
+import { hostExtents } from './host-extents.ts';
 import { identityOf } from './identity.ts';
 import { openHost, type FileOptions, type Opened } from './open.ts';
+import { undoOfReserve } from './undo-reserve.ts';
 
 export type { FileOptions } from './open.ts';
 
 /** Zeroes are written in chunks of this many bytes where nothing better works. */
 const ZERO_CHUNK = 1024 ** 2;
-
-/** Host extents asked for at once. */
-const FIEMAP_RUNS = 512;
 
 /**
  * Opens a regular file or block device.
@@ -260,13 +259,23 @@ export class FileStorage implements Storage {
 
   /**
    * Reserves blocks for the range without writing them; what it reads does not change. With `keepSize` the file never
-   * grows, else it does when the range passes its end. @throws NO_SPACE, UNSUPPORTED
+   * grows, else it does when the range passes its end. One that fails gives back what it got; where the file system does
+   * not tell its extents, only what lies past the end, and what was reserved there before goes with it.
+   * @throws NO_SPACE, UNSUPPORTED
    */
   async reserve(at: number, length: number, keepSize = false): Promise<void> {
     const mode: FallocateMode = keepSize ? 'reserve-keep-size' : 'reserve';
-    await this.#grow(at, length, !keepSize, () =>
-      this.#native('reserve space', () => native().fallocate(this.#fd, mode, at, length)),
-    );
+    await this.#grow(at, length, !keepSize, async () => {
+      const knows = this.hostExtents !== undefined;
+      const undo = await this.#native('map', () => undoOfReserve(this.#fd, this.#size, at, length, knows));
+      try {
+        await this.#native('reserve space', () => native().fallocate(this.#fd, mode, at, length));
+      } catch (error) {
+        // What failed is what counts; space that cannot be given back is only space.
+        await undo().catch(() => undefined);
+        throw error;
+      }
+    });
   }
 
   /**
@@ -361,22 +370,8 @@ export class FileStorage implements Storage {
   async #hostExtents(at: number, length: number): Promise<HostExtent[]> {
     return this.#run(async () => {
       checkRange(this.#size, at, length);
-      const end = at + length;
-      const found: HostExtent[] = [];
-      for (let from = at; from < end;) {
-        // The first page of answers writes delayed blocks out: what was just written does not count as unwritten.
-        const page = await this.#native('map', () =>
-          native().fiemap(this.#fd, from, end - from, FIEMAP_RUNS, from === at),
-        );
-        for (const extent of page) {
-          const clipped = clip(extent, at, end);
-          if (clipped !== undefined) found.push(clipped);
-        }
-        const last = page.at(-1);
-        if (last === undefined || page.length < FIEMAP_RUNS || last.logical + last.length <= from) break;
-        from = last.logical + last.length;
-      }
-      return found;
+      // What was just written does not count as unwritten.
+      return this.#native('map', () => hostExtents(this.#fd, at, length, true));
     });
   }
 
@@ -485,12 +480,4 @@ export class FileStorage implements Storage {
       'something else truncated it';
     return new SpindleError('IO', message, { path: this.path });
   }
-}
-
-function clip(extent: FiemapExtent, start: number, end: number): HostExtent | undefined {
-  const offset = Math.max(extent.logical, start);
-  const length = Math.min(extent.logical + extent.length, end) - offset;
-  if (length <= 0) return undefined;
-  const kind = extent.delayed ? 'delayed' : extent.unwritten ? 'unwritten' : 'written';
-  return { offset, length, kind, shared: extent.shared };
 }
