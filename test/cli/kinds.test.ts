@@ -46,6 +46,7 @@ const ENCRYPTED = /^(encrypted|luks)/;
 const NAMED = { reason: 'an image that is opened with a key is shown by its file', kinds: ENCRYPTED };
 const NOISE = { reason: 'unwritten clusters would read as noise', kinds: /^encrypted/, code: 1 };
 const NO_LUKS = { reason: 'luks volumes are not resized in this version', kinds: /^luks/, code: 1 };
+const KEPT = { reason: 'version 2 has no bitmaps: they are not given up', kinds: /^with bitmaps/, code: 1 };
 const MORE = { reason: 'what is opened with a key is known by its file too', kinds: ENCRYPTED, code: 0 };
 
 const lines = (...all: (string | Line)[]): Line[] =>
@@ -147,7 +148,7 @@ const READING: Readonly<Record<string, readonly Line[]>> = {
 /** Lines that change images: on copies of their own. */
 const WRITING: Readonly<Record<string, readonly Line[]>> = {
   amend: lines(
-    'amend -o compat=0.10 @',
+    { line: 'amend -o compat=0.10 @', differs: KEPT },
     'amend -o compat=1.1 @',
     'amend -p -o lazy_refcounts=on @',
     { line: 'amend -o refcount_bits=64 @', only: soon },
