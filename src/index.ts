@@ -11,6 +11,7 @@ export {
   create,
   type Created,
   type CreateRequest,
+  type WarningAbout,
   type EncryptionRequest,
   type Preallocation,
   type Qcow2Options,

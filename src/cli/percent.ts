@@ -9,10 +9,10 @@ const INTERVAL = 100;
 export type Progress = (done: number, total: number) => void;
 
 /**
- * Progress as scripts know it from qemu-img, on standard output: `    (12.34/100%)` and a carriage return, a line feed at
- * the end.
+ * Progress as scripts know it from qemu-img, on standard output: `    (12.34/100%)` and a carriage return, `end` at the
+ * end.
  */
-function percentTo(): Progress {
+function percentTo(end: string): Progress {
   let next = 0;
   let finished = false;
   return (done, total) => {
@@ -21,7 +21,7 @@ function percentTo(): Progress {
     if (finished || (now < next && !last)) return;
     next = now + INTERVAL;
     finished = last;
-    out(figure(done, total) + (last ? '\n' : ''));
+    out(figure(done, total) + (last ? end : ''));
   };
 }
 
@@ -31,15 +31,18 @@ function figure(done: number, total: number): string {
 
 /**
  * Progress in the wanted form. SIGUSR1 asks for one figure now, in the form of `-p`, on standard output, whatever form
- * there is.
+ * there is. `end` ends that of `-p`.
  */
-export function progressOf(flags: {
-  readonly p?: boolean;
-  readonly quiet?: boolean;
-  readonly progress: ProgressForm;
-}): Progress {
+export function progressOf(
+  flags: {
+    readonly p?: boolean;
+    readonly quiet?: boolean;
+    readonly progress: ProgressForm;
+  },
+  end = '\n',
+): Progress {
   const shown =
-    flags.quiet === true ? undefined : flags.p === true ? percentTo() : progressTo(flags.progress);
+    flags.quiet === true ? undefined : flags.p === true ? percentTo(end) : progressTo(flags.progress);
   let latest: readonly [number, number] = [0, 1];
   const onSignal = (): void => {
     out(`${figure(...latest)}\n`);

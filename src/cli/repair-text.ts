@@ -40,13 +40,14 @@ export function plannedChange({ at, structure, before, bytes, why }: Patch): Pla
   };
 }
 
-/** What a repair did, in front of what the check after it says. */
-export function repairText(done: RepairResult): string {
+/** What a repair did, in front of what the check after it says; `compatible` as qemu-img, which is silent where nothing was. */
+export function repairText(done: RepairResult, compatible: boolean): string {
   const lines = done.steps.map((step) => `Done: ${step}.`);
   lines.push(...snapshotLines(done, 'Dropped'));
   for (const { message } of done.left) lines.push(`Not repaired: ${oneLine(message)}`);
-  if (done.changes === 0) lines.push('Nothing was changed.');
-  else {
+  if (done.changes === 0) {
+    if (!compatible) lines.push('Nothing was changed.');
+  } else {
     // The words that scripts look for are those of qemu-img.
     lines.push('The following inconsistencies were found and repaired:', '');
     lines.push(`    ${String(done.leaksFixed)} leaked clusters`);

@@ -1,5 +1,6 @@
 import { CommanderError } from 'commander';
 import { SpindleError } from '../core/errors.ts';
+import type { WarningAbout } from '../op/create.ts';
 import { complain, oneLine } from './output.ts';
 
 /** Tells of a failure in one line on standard error; SPINDLE_DEBUG=1 adds where in the code it happened. */
@@ -30,4 +31,11 @@ function aboutPath(error: SpindleError): string {
 /** Tells of something that did not keep the command from doing its work. */
 export function warn(program: string, path: string, message: string): void {
   complain(`${program}: ${path}: warning: ${message}`);
+}
+
+/** What hears the warnings about a new image. As qemu-img it keeps still about what that does not warn of. */
+export function warnings(program: string, path: string): (message: string, about: WarningAbout) => void {
+  return (message, about) => {
+    if (program !== 'qemu-img' || about !== 'encryption') warn(program, path, message);
+  };
 }

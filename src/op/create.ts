@@ -76,8 +76,11 @@ export interface CreateRequest extends Working {
   /** Told what will be created: when everything is decided and nothing stands against it, before it is written. */
   onStart?(created: Created): void;
   /** Told what was asked for and could not be done, though the image is made, or is unwise. */
-  onWarning?(message: string): void;
+  onWarning?(message: string, about: WarningAbout): void;
 }
+
+/** What a warning is about: how the image is encrypted, or a hint to the file system. */
+export type WarningAbout = 'encryption' | 'extent size hint';
 
 /** How a new image is encrypted. */
 export interface EncryptionRequest {
@@ -134,7 +137,10 @@ export async function createFilled(request: CreateRequest, filling: Filling): Pr
   const method = created.luks === null ? created.qcow2?.encryption?.format : 'luks';
   const encrypting = method === undefined ? null : await askSecret(request, method);
   if (method === 'aes')
-    request.onWarning?.('the encryption format aes is weak and virtual machines refuse it; luks is better');
+    request.onWarning?.(
+      'the encryption format aes is weak and virtual machines refuse it; luks is better',
+      'encryption',
+    );
   try {
     if (created.qcow2 === null) await createFlat(request, created, encrypting, filling);
     else await createLayered(request, created, created.qcow2, encrypting, filling);
@@ -224,7 +230,7 @@ async function prepare(storage: FileStorage, request: CreateRequest): Promise<vo
     if (!(error instanceof SpindleError)) throw error;
     if (asked === undefined) return;
     const why = error.code === 'UNSUPPORTED' ? 'has no such hint' : `refuses one of ${String(asked)} bytes`;
-    request.onWarning?.(`the extent size hint is not set: the file system ${why}`);
+    request.onWarning?.(`the extent size hint is not set: the file system ${why}`, 'extent size hint');
   }
 }
 

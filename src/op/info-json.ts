@@ -44,7 +44,7 @@ function fileJson(image: ImageInfo, actual: { [key: string]: Json }): Json {
     format,
     ...actual,
     'format-specific': {
-      type: format,
+      type: 'file',
       data: image.extentSizeHint === 0 ? {} : { 'extent-size-hint': image.extentSizeHint },
     },
     'dirty-flag': false,

@@ -24,6 +24,7 @@ import { hostError } from './errno.ts';
 import { hostExtents } from './host-extents.ts';
 import { identityOf } from './identity.ts';
 import { openHost, type FileOptions, type Opened } from './open.ts';
+import { undoOfReserve } from './undo-reserve.ts';
 
 export type { FileOptions } from './open.ts';
 
@@ -274,13 +275,23 @@ export class FileStorage implements Storage {
 
   /**
    * Reserves blocks for the range without writing them; what it reads does not change. With `keepSize` the file never
-   * grows, else it does when the range passes its end. @throws NO_SPACE, UNSUPPORTED
+   * grows, else it does when the range passes its end. One that fails gives back what it got; where the file system does
+   * not tell its extents, only what lies past the end, and what was reserved there before goes with it.
+   * @throws NO_SPACE, UNSUPPORTED
    */
   async reserve(at: number, length: number, keepSize = false): Promise<void> {
     const mode: FallocateMode = keepSize ? 'reserve-keep-size' : 'reserve';
-    await this.#grow(at, length, !keepSize, () =>
-      this.#native('reserve space', () => native().fallocate(this.#fd, mode, at, length)),
-    );
+    await this.#grow(at, length, !keepSize, async () => {
+      const knows = this.hostExtents !== undefined;
+      const undo = await this.#native('map', () => undoOfReserve(this.#fd, this.#size, at, length, knows));
+      try {
+        await this.#native('reserve space', () => native().fallocate(this.#fd, mode, at, length));
+      } catch (error) {
+        // What failed is what counts; space that cannot be given back is only space.
+        await undo().catch(() => undefined);
+        throw error;
+      }
+    });
   }
 
   /**
@@ -375,9 +386,8 @@ export class FileStorage implements Storage {
   async #hostExtents(at: number, length: number): Promise<HostExtent[]> {
     return this.#run(async () => {
       checkRange(this.#size, at, length);
-      return hostExtents(at, length, (from, rest, limit, sync) =>
-        this.#native('map', () => native().fiemap(this.#fd, from, rest, limit, sync)),
-      );
+      // What was just written does not count as unwritten.
+      return this.#native('map', () => hostExtents(this.#fd, at, length, true));
     });
   }
 

@@ -1,22 +1,22 @@
 import type { HostExtent } from '../core/extent.ts';
+import { native } from '../native/binding.ts';
 import type { FiemapExtent } from '../native/types.ts';
 
 /** Host extents asked for at once. */
 const FIEMAP_RUNS = 512;
 
-/**
- * What the file system holds under a range, clipped to it; `ask` is {@link Native.fiemap} of the file. The first answer
- * writes delayed blocks out: what was just written does not count as unwritten.
- */
+/** The extents of a range, also past the end of the file; `settled` writes delayed blocks out first. */
 export async function hostExtents(
+  fd: number,
   at: number,
   length: number,
-  ask: (at: number, length: number, limit: number, sync: boolean) => Promise<FiemapExtent[]>,
+  settled: boolean,
 ): Promise<HostExtent[]> {
   const end = at + length;
   const found: HostExtent[] = [];
   for (let from = at; from < end;) {
-    const page = await ask(from, end - from, FIEMAP_RUNS, from === at);
+    // The first page writes delayed blocks out for all.
+    const page = await native().fiemap(fd, from, end - from, FIEMAP_RUNS, settled && from === at);
     for (const extent of page) {
       const clipped = clip(extent, at, end);
       if (clipped !== undefined) found.push(clipped);

@@ -11,7 +11,8 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, expect, it } from 'vitest';
-import { builtCli, MAIN, spindle, type CliResult } from '../tool/cli.ts';
+import { expectComplaint, said } from '../tool/beside.ts';
+import { builtCli, MAIN, spindle } from '../tool/cli.ts';
 import * as qemu from '../tool/qemu.ts';
 import { tempDir } from '../tool/temp.ts';
 
@@ -361,30 +362,6 @@ const LINES: readonly (readonly [line: string, ours?: number])[] = [
   ['amend -o size=8M base.qcow2'],
   ['amend -f qcow2 -o compat=v3,lazy_refcounts=on base.qcow2'],
 ];
-
-/** What a machine holds at the moment, and times. */
-function steady(text: string): string {
-  return text
-    .replace(/("actual-size": |"date-n?sec": |disk size: ).*/g, '$1')
-    .replace(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d/g, 'then')
-    .replace(/\d+\.\d{3} seconds/g, 'seconds')
-    .replace(/( +\(\d+\.\d\d\/100%\)\r)+/g, 'progress');
-}
-
-/** What was printed: as a value where it is JSON, by line where it is not. */
-function said(stdout: string): unknown {
-  const text = steady(stdout);
-  if (!/^[[{]/.test(text)) return text;
-  return JSON.parse(stdout, (key: string, value: unknown) =>
-    ['actual-size', 'date-sec', 'date-nsec'].includes(key) ? null : value,
-  );
-}
-
-/** Exactly one line that begins with the name of the program, or, with a warning, none of it is a failure. */
-function expectComplaint({ stderr, code }: CliResult): void {
-  if (code === 0 || stderr === '') return;
-  expect(stderr).toMatch(/^qemu-img: .+\n$/);
-}
 
 /** Files that hold an image and may be compared. */
 async function expectSameFiles(ours: string, theirs: string): Promise<void> {

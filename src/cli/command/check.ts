@@ -63,8 +63,8 @@ export const { define, run } = verb((program) =>
       const source = sourceOf(file, flags);
       refuseNonsense(source, flags);
       if (flags.undo !== undefined) await undo(source, flags.undo, flags);
-      else if (flags.repair === undefined) await work(source, flags, program !== 'qemu-img');
-      else await repair(source, flags, flags.repair, program !== 'qemu-img');
+      else if (flags.repair === undefined) await work(source, file, flags, program !== 'qemu-img');
+      else await repair(source, file, flags, flags.repair, program !== 'qemu-img');
     }),
 );
 
@@ -86,6 +86,7 @@ const PLANNED = 10_000;
 
 async function repair(
   { path, format }: Source,
+  named: string,
   flags: Flags,
   mode: 'leaks' | 'all',
   withProblems: boolean,
@@ -118,7 +119,7 @@ async function repair(
   buffer.flush();
   if (flags.quiet === true) return;
   if (human) {
-    out(dryRun ? dryRunText(done) : repairText(done) + checkText(done.after));
+    out(dryRun ? dryRunText(done) : repairText(done, !withProblems) + checkText(done.after));
     if (!dryRun && flags.journal !== undefined && done.changes > 0)
       out(`'check --undo ${flags.journal}' takes the repair back.\n`);
     return;
@@ -132,7 +133,7 @@ async function repair(
         ...(dryRun ? { 'planned-changes': planned, 'after-repair': counts(done.after) } : {}),
       }
     : {};
-  const json = dryRun ? checkJson(now, path, 'qcow2') : repairJson(done, path, 'qcow2');
+  const json = dryRun ? checkJson(now, named, 'qcow2') : repairJson(done, named, 'qcow2');
   out(`${JSON.stringify({ ...json, ...more }, null, 4)}\n`);
 }
 
@@ -149,6 +150,7 @@ async function undo({ path }: Source, journal: string, flags: Flags): Promise<vo
 
 async function work(
   { path, format: wanted, share }: Source,
+  named: string,
   flags: Flags,
   withProblems: boolean,
 ): Promise<void> {
@@ -176,7 +178,7 @@ async function work(
       return;
     }
     const problems = withProblems && result.problems.length > 0 ? { problems: result.problems } : {};
-    out(`${JSON.stringify({ ...checkJson(result, path, format), ...problems }, null, 4)}\n`);
+    out(`${JSON.stringify({ ...checkJson(result, named, format), ...problems }, null, 4)}\n`);
   } catch (error) {
     if (error instanceof SpindleError) error.path ??= path;
     throw error;

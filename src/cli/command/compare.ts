@@ -85,11 +85,13 @@ async function work(first: string, second: string, flags: Flags): Promise<void> 
     const done = await compare(side(first, format), side(second, secondFormat), {
       strict: flags.strict,
       signal: interruptible(),
-      onProgress: progressOf(flags),
+      onProgress: progressOf(flags, ''),
     });
     verdict = true;
     process.exitCode = done.difference === null ? 0 : DIFFERENT;
     if (flags.quiet !== true) out(flags.output === 'json' ? jsonText(done) : text(done));
+    // Where qemu-img ends the line of progress: after the verdict.
+    if (flags.p === true && flags.quiet !== true) out('\n');
   } catch (error) {
     process.exitCode = compareExitCode(error);
     throw error;

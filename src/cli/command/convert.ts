@@ -23,7 +23,7 @@ import { interruptible } from '../interrupt.ts';
 import { out } from '../output.ts';
 import { progressOf } from '../percent.ts';
 import { progressOption, type ProgressForm } from '../progress.ts';
-import { warn } from '../report.ts';
+import { warn, warnings } from '../report.ts';
 import { snapshotIn } from '../snapshot-name.ts';
 import {
   gateOf,
@@ -412,8 +412,6 @@ function newTarget(
     gate: gateOf(flags, backing === undefined ? [] : [besideName(backing.name, path)], true),
     lasting: flags.targetCache !== undefined && !flags.targetCache.unsafe,
     direct: flags.targetCache?.direct,
-    onWarning: (message) => {
-      warn(program, path, message);
-    },
+    onWarning: warnings(program, path),
   };
 }

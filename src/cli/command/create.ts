@@ -9,7 +9,7 @@ import { encryptionOf, requestOf, type NewImageFlags } from '../create-request.t
 import { formattingLine } from '../formatting-line.ts';
 import { interruptible } from '../interrupt.ts';
 import { progressOption, progressTo, type ProgressForm } from '../progress.ts';
-import { warn } from '../report.ts';
+import { warnings } from '../report.ts';
 import { out } from '../output.ts';
 import { secretObjects } from '../secret.ts';
 import { gateOf, objectOption, secretFileOption, untrustedOption } from '../source.ts';
@@ -99,7 +99,7 @@ async function work(
       format,
       signal: interruptible(),
       onProgress: progress,
-      onWarning: (message) => warn(program, file, message),
+      onWarning: warnings(program, file),
       onStart: (created) => {
         if (flags.quiet !== true)
           out(

@@ -15,12 +15,14 @@ export interface CopiedBitmap extends ReadableBitmap {
 /**
  * The persistent bitmaps of an image that can be copied. Inconsistent ones are passed to `onSkipped`; where that is not
  * given they are an error.
- * @throws SpindleError UNSUPPORTED (a format without bitmaps), BAD_BITMAP
+ * @throws SpindleError UNSUPPORTED (a format or version without bitmaps), BAD_BITMAP
  */
 export function bitmapsOf(image: Image, onSkipped?: (name: string) => void): CopiedBitmap[] {
   const { driver } = image;
   if (!(image instanceof DiskImage) || !(driver instanceof Qcow2Driver))
     throw new SpindleError('UNSUPPORTED', 'only qcow2 images have bitmaps', { path: image.name });
+  if (driver.metadata.header.version < 3)
+    throw new SpindleError('UNSUPPORTED', 'version 2 images have no bitmaps', { path: image.name });
   const editor = new BitmapEditor(image.storage, driver.metadata);
   const found: CopiedBitmap[] = [];
   for (const { name, inconsistent, enabled } of editor.states) {
