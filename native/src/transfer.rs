@@ -174,7 +174,7 @@ mod tests {
                 },
             ];
             let written = copy_runs(source.fd(), target.fd(), &runs, skip).unwrap();
-            assert!(if skip == 0 {
+            assert!(if skip == 0 || skip > 32768 {
                 written == 700_001
             } else {
                 written < 700_001

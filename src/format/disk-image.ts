@@ -11,6 +11,17 @@ import { blockStatus, type BlockStatus } from './status.ts';
 /** Bytes of zeroes that are written at once. */
 const ZEROES = 1024 * 1024;
 
+/** A place for guest data from offset `guest` on. */
+export interface FilledPlace extends DataMapping {
+  readonly guest: number;
+}
+
+/** @throws TypeError when only a part of what is new would be filled */
+function checkWhole({ fresh, guest, length }: FilledPlace): void {
+  if (fresh !== undefined && (fresh.start !== guest || fresh.end !== guest + length))
+    throw new TypeError(`${String(length)} bytes at ${String(guest)} are not whole units of the format`);
+}
+
 /**
  * The executor: walks the backing chain and moves the bytes that the drivers locate. Closing it closes the storages
  * that it was given, and the images below.
@@ -123,6 +134,54 @@ export class DiskImage implements Image {
         await Promise.allSettled(fills);
       }
       await Promise.all(fills);
+    });
+    done.catch(() => undefined);
+    await Promise.race([settled, done]);
+    return { done };
+  }
+
+  /**
+   * Begins to fill whole units of the format, in ascending order, that `fill` brings to their places: resolves when all
+   * have them, as for {@link beginWrite}. The last unit may end with the disk.
+   * @throws SpindleError as write, and as `fill`; then `done` need not be waited for
+   */
+  async beginFill(
+    ranges: readonly { readonly at: number; readonly length: number }[],
+    fill: (places: readonly FilledPlace[]) => Promise<void>,
+  ): Promise<{ readonly done: Promise<void> }> {
+    const [first, last] = [ranges[0], ranges.at(-1)];
+    if (first === undefined || last === undefined) return { done: Promise.resolve() };
+    const span = last.at + last.length - first.at;
+    this.#checkChange(first.at, span);
+    let placed: () => void = () => undefined;
+    const settled = new Promise<void>((resolve) => {
+      placed = resolve;
+    });
+    const done = this.#exclusive(first.at, span, async () => {
+      const places: FilledPlace[] = [];
+      let linked = 0;
+      try {
+        for (const { at, length } of ranges) {
+          for (let part = 0; part < length;) {
+            const place = await this.driver.ensureData(at + part, length - part);
+            places.push({ ...place, guest: at + part });
+            part += place.length;
+          }
+        }
+        placed();
+        places.forEach(checkWhole);
+        await fill(places);
+        for (const { storage, at, length, fresh } of places)
+          if (fresh !== undefined && fresh.padding > 0 && !fresh.clean)
+            await storage.write(new Uint8Array(fresh.padding), at + length);
+        for (const { fresh } of places) {
+          await fresh?.commit();
+          linked++;
+        }
+      } catch (error) {
+        for (const { fresh } of places.slice(linked)) await fresh?.abandon();
+        throw error;
+      }
     });
     done.catch(() => undefined);
     await Promise.race([settled, done]);

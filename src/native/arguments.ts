@@ -61,3 +61,24 @@ export function checkBuffer(size: number, alignment: number): void {
     throw new RangeError(`an alignment is a power of two up to 2^30, not ${String(alignment)}`);
   }
 }
+
+/** @throws RangeError unless `runs` is from, to, length of each, whole numbers, and `skip` a length */
+export function checkRuns(source: number, target: number, runs: Float64Array, skip: number): void {
+  checkDescriptor(source);
+  checkDescriptor(target);
+  checkNumbers(runs, 3);
+  checkWhole('a unit', skip);
+}
+
+/** @throws RangeError unless `ranges` is offset, length of each, whole numbers, and `unit` at least 1 */
+export function checkRanges(fd: number, ranges: Float64Array, unit: number): void {
+  checkDescriptor(fd);
+  checkNumbers(ranges, 2);
+  checkWhole('a unit', unit, 1);
+}
+
+function checkNumbers(values: Float64Array, each: number): void {
+  if (values.length % each !== 0)
+    throw new RangeError(`a list of ranges has ${String(each)} numbers for each`);
+  for (const value of values) checkWhole('an offset or a length', value);
+}

@@ -9,6 +9,8 @@ import {
   checkCompression,
   checkDescriptor,
   checkExtentSizeHint,
+  checkRanges,
+  checkRuns,
   checkSpan,
   checkWhole,
 } from './arguments.ts';
@@ -23,6 +25,8 @@ interface Addon {
   dataExtents(fd: number, offset: number, length: number, limit: number): Promise<Float64Array>;
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<Float64Array>;
   cloneRange(source: number, from: number, target: number, to: number, length: number): Promise<void>;
+  copyRuns(source: number, target: number, runs: Float64Array, skip: number): Promise<number>;
+  zeroRanges(fd: number, ranges: Float64Array, unit: number): Promise<Uint8Array>;
   readCached(fd: number, into: Uint8Array, offset: number): number;
   zeroUnits(buffer: Uint8Array, granularity: number): Uint8Array;
   deviceInfo(fd: number): Promise<Float64Array>;
@@ -145,6 +149,22 @@ function wrap(addon: Addon): Native {
       checkSpan(target, to, length);
       const work = addon.cloneRange(source, from, target, to, length);
       await settle(work, { fd: target, offset: to, length });
+    },
+
+    async copyRuns(source, target, runs, skip) {
+      checkRuns(source, target, runs, skip);
+      return settle(
+        now(() => addon.copyRuns(source, target, runs, skip), { fd: target }),
+        { fd: target },
+      );
+    },
+
+    async zeroRanges(fd, ranges, unit) {
+      checkRanges(fd, ranges, unit);
+      return settle(
+        now(() => addon.zeroRanges(fd, ranges, unit), { fd }),
+        { fd },
+      );
     },
 
     readCached(fd, into, offset) {

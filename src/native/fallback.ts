@@ -14,7 +14,15 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { isZero } from '../core/bytes.ts';
 import { SpindleError } from '../core/errors.ts';
-import { checkBuffer, checkBytes, checkDescriptor, checkSpan, checkWhole } from './arguments.ts';
+import {
+  checkBuffer,
+  checkBytes,
+  checkDescriptor,
+  checkRanges,
+  checkRuns,
+  checkSpan,
+  checkWhole,
+} from './arguments.ts';
 import { nodeError, systemError, type Subject } from './errno.ts';
 import { extentSizeHint, setExtentSizeHint, setNoCow } from './flags.ts';
 import { GIVEN_FILE, runProgram, type Program } from './program.ts';
@@ -52,6 +60,16 @@ export const twins: Native = {
   lockBytes,
   unlockBytes: checkBytes,
   findLocked,
+  async copyRuns(source, target, runs, skip) {
+    checkRuns(source, target, runs, skip);
+    const { copyRuns } = await import('./transfer.ts');
+    return copyRuns(source, target, runs, skip);
+  },
+  async zeroRanges(fd, ranges, unit) {
+    checkRanges(fd, ranges, unit);
+    const { zeroRanges } = await import('./transfer.ts');
+    return zeroRanges(fd, ranges, unit);
+  },
   async inflate(source, into) {
     const { inflateRaw } = await import('./deflate.ts');
     await inflateRaw(source, into);

@@ -43,6 +43,21 @@ export interface Native {
   cloneRange(source: number, from: number, target: number, to: number, length: number): Promise<void>;
 
   /**
+   * Copies runs of the file `source` to `target`, one after the other; `runs` holds from, to, length of each. Units of
+   * `skip` bytes, counted from the start of each run, that are all zeroes are left out; 0: everything is written. The
+   * bytes that were written. What was done before a failure stays.
+   * @throws IO also where the source ends before a run does; NO_SPACE
+   */
+  copyRuns(source: number, target: number, runs: Float64Array, skip: number): Promise<number>;
+
+  /**
+   * One byte a unit of `unit` bytes of each range of a file, the ranges (offset, length of each) one after the other: 1
+   * where all bytes are zero, else 0. The last unit of a range may be short.
+   * @throws IO also where the file ends before a range does
+   */
+  zeroRanges(fd: number, ranges: Float64Array, unit: number): Promise<Uint8Array>;
+
+  /**
    * Fills the start of `into` from `offset` on, at once, as far as the page cache of the host holds it; the bytes, 0 at
    * the end of the file. -1 where nothing can be had without waiting, and always for the twin.
    */

@@ -16,8 +16,8 @@ export interface Chunk {
 
 /** Which data comes as one piece for the host to copy by itself. */
 export interface WholeRuns {
-  /** Bytes from which it is worth it. */
-  readonly least: number;
+  /** Bytes from which it is worth it; may change on the way. */
+  readonly least: () => number;
   /** Pieces begin and end at multiples of this many bytes of the disk. */
   readonly unit: number;
   /** Whether the host can copy from there. */
@@ -34,19 +34,30 @@ export async function* chunksOf(
   signal?: AbortSignal,
 ): AsyncGenerator<Chunk> {
   let open = null as Run | null;
-  for await (const run of runs) {
+  for await (const run of whole === null ? runs : byHost(runs, whole)) {
     stopIfAborted(signal);
-    const parts: Run[] = whole === null ? [{ ...run, host: null }] : split(run, whole);
-    for (const part of parts) {
-      if (open !== null && joins(open, part)) {
-        open = { ...open, length: part.at + part.length - open.at, host: joinedHost(open, part) };
-      } else {
-        if (open !== null) yield* pieces(open, whole);
-        open = part;
-      }
+    const next = whole === null ? { ...run, host: null } : run;
+    if (open !== null && joins(open, next)) open = joined(open, next);
+    else {
+      if (open !== null) yield* pieces(open, whole);
+      open = next;
     }
   }
   if (open !== null) yield* pieces(open, whole);
+}
+
+/** The same runs, those that lie together on the host joined; only those that the host is to copy keep their place. */
+async function* byHost(runs: AsyncIterable<Run>, whole: WholeRuns): AsyncGenerator<Run> {
+  let open = null as Run | null;
+  for await (const run of runs) {
+    if (open !== null && open.host !== null && run.host !== null && joins(open, run))
+      open = joined(open, run);
+    else {
+      if (open !== null) yield* split(open, whole);
+      open = run;
+    }
+  }
+  if (open !== null) yield* split(open, whole);
 }
 
 /** Which neighbours data may take in to become whole units. */
@@ -84,9 +95,9 @@ export async function* widened(
       continue;
     }
     const start = Math.min(Math.max(run.at, until), end);
-    if (start > run.at) yield asData({ ...run, length: start - run.at });
+    if (start > run.at) yield asData(part(run, run.at, start));
     if (start === end) continue;
-    const rest = { ...run, at: start, length: end - start };
+    const rest = part(run, start, end);
     const [first] = held;
     if (first !== undefined && end < alignDown(first.at, unit) + unit) {
       held.push(rest);
@@ -94,27 +105,32 @@ export async function* widened(
     }
     yield* held;
     const tail = Math.max(start, alignDown(end, unit));
-    if (tail > start) yield { ...rest, length: tail - start };
-    held = tail < end ? [{ ...rest, at: tail, length: end - tail }] : [];
+    if (tail > start) yield part(rest, start, tail);
+    held = tail < end ? [part(rest, tail, end)] : [];
   }
   yield* held;
 }
 
+/** A part of a run, which lies in its part of the host. */
+function part(run: Run, start: number, end: number): Run {
+  const host = run.host === null ? null : { storage: run.host.storage, at: run.host.at + start - run.at };
+  return { ...run, at: start, length: end - start, host };
+}
+
 function asData(run: Run): Run {
-  return { ...run, kind: 'data', host: null };
+  return { ...run, kind: 'data' };
 }
 
 /** The parts of a run, of which only those that the host is to copy keep their place. */
 function split(run: Run, { least, unit, accepts }: WholeRuns): Run[] {
   const plain = { ...run, host: null };
-  if (run.kind !== 'data' || run.host === null || run.length < least || !accepts(run.host)) return [plain];
+  if (run.kind !== 'data' || run.host === null || run.length < least() || !accepts(run.host)) return [plain];
   const start = alignUp(run.at, unit);
   const end = alignDown(run.at + run.length, unit);
-  if (end - start < least) return [plain];
-  const host = { storage: run.host.storage, at: run.host.at + start - run.at };
+  if (end - start < least()) return [plain];
   return [
     { ...plain, length: start - run.at },
-    { at: start, length: end - start, kind: 'data' as const, host },
+    part(run, start, end),
     { ...plain, at: end, length: run.at + run.length - end },
   ].filter(({ length }) => length > 0);
 }
@@ -126,8 +142,9 @@ function joins(a: Run, b: Run): boolean {
   return a.host.storage === b.host.storage && a.host.at + a.length === b.host.at;
 }
 
-function joinedHost(a: Run, b: Run): Run['host'] {
-  return a.host === null || b.host === null ? null : a.host;
+function joined(a: Run, b: Run): Run {
+  const host = a.host === null || b.host === null ? null : a.host;
+  return { ...a, length: b.at + b.length - a.at, host };
 }
 
 function* pieces(run: Run, whole: WholeRuns | null): Generator<Chunk> {

@@ -5,7 +5,8 @@ import type { DiskImage } from '../../format/disk-image.ts';
 import { native } from '../../native/binding.ts';
 import { CHUNK, chunksOf, widened, type Chunk } from './chunks.ts';
 import { Cloner } from './clone.ts';
-import type { SourceDisk } from './source.ts';
+import { Mover, type Batch } from './mover.ts';
+import type { Run, SourceDisk } from './source.ts';
 
 /** How a disk is copied into an image. */
 export interface CopyOptions extends Working {
@@ -52,7 +53,7 @@ const EMPTY: SourceDisk = {
 const AHEAD = 4;
 
 /** Pieces whose writing has begun and not ended. */
-const BEHIND = 4;
+const BEHIND = 2;
 
 /** Bytes from which sharing blocks is worth a call. */
 const LEAST_SHARED = 64 * 1024;
@@ -80,6 +81,7 @@ export class CopyJob {
   readonly #target: DiskImage;
   readonly #options: CopyOptions;
   readonly #cloner: Cloner | null;
+  readonly #mover: Mover | null;
   readonly #idle: Uint8Array[] = [];
   /** Pieces that are being written. */
   readonly #writing = new Set<Promise<void>>();
@@ -92,51 +94,128 @@ export class CopyJob {
     this.#source = source ?? EMPTY;
     this.#target = target;
     this.#options = options;
-    const shares = options.share === true && options.compress !== true;
-    this.#cloner = shares ? Cloner.to(target.driver.data) : null;
+    const plain = options.compress !== true;
+    this.#cloner = options.share === true && plain ? Cloner.to(target.driver.data) : null;
+    const { rate, blank } = options;
+    this.#mover = plain && rate === undefined ? Mover.to(target, { blank, unit: this.#unit }) : null;
+  }
+
+  /** Bytes of zeroes in data that are looked for; 0: none. */
+  get #unit(): number {
+    const { sparse, verbatim } = this.#options;
+    return sparse === 0 || verbatim === true ? 0 : Math.max(this.#target.driver.granularity, sparse);
   }
 
   /** Copies everything. */
   async run(): Promise<void> {
-    const { signal, onProgress } = this.#options;
-    const queue: { readonly chunk: Chunk; readonly bytes: Promise<Uint8Array> | null }[] = [];
+    const queue: Step[] = [];
     const next = async (): Promise<void> => {
-      const first = queue.shift();
-      if (first === undefined) return;
-      await this.#write(first.chunk, await first.bytes);
-      onProgress?.(Math.min(first.chunk.at + first.chunk.length, this.#source.size), this.#source.size);
+      stopIfAborted(this.#options.signal);
+      const step = queue.shift();
+      if (step === undefined) return;
+      await step.take();
+      this.#options.onProgress?.(Math.min(step.end, this.#source.size), this.#source.size);
     };
     try {
-      for await (const chunk of this.#chunks()) {
-        stopIfAborted(signal);
-        const reads = chunk.kind === 'data' && chunk.host === null;
-        const bytes = reads ? this.#read(chunk) : null;
-        // Its turn comes later; until then a failure is nobody's.
-        bytes?.catch(() => undefined);
-        queue.push({ chunk, bytes });
+      for await (const step of this.#steps()) {
+        queue.push(step);
         if (queue.length > AHEAD) await next();
       }
-      while (queue.length > 0) {
-        stopIfAborted(signal);
-        await next();
-      }
+      while (queue.length > 0) await next();
       await Promise.all(this.#writing);
     } finally {
-      await Promise.allSettled([...queue.flatMap(({ bytes }) => bytes ?? []), ...this.#writing]);
+      await Promise.allSettled([...queue.map(({ ready }) => ready), ...this.#writing]);
     }
-    onProgress?.(this.#source.size, this.#source.size);
+    this.#options.onProgress?.(this.#source.size, this.#source.size);
+  }
+
+  /** What is to be done, in the order of the disk; reading has begun. */
+  async *#steps(): AsyncGenerator<Step> {
+    const mover = this.#mover;
+    for await (const chunk of this.#chunks()) {
+      stopIfAborted(this.#options.signal);
+      const { at, length, kind, host } = chunk;
+      const clones = kind === 'data' && host !== null && this.#clones(host);
+      if (kind === 'data' && host !== null && mover !== null && !clones) {
+        for (const batch of mover.add(chunk)) yield this.#batchStep(batch);
+        continue;
+      }
+      // Zeroes that need not be written do not end a batch.
+      if (mover !== null && !this.#isNothing(chunk))
+        for (const batch of mover.rest()) yield this.#batchStep(batch);
+      const bytes = kind === 'data' && !clones ? this.#read(chunk) : null;
+      // Its turn comes later; until then a failure is nobody's.
+      bytes?.catch(() => undefined);
+      yield { end: at + length, ready: bytes, take: async () => this.#write(chunk, await bytes) };
+    }
+    if (mover !== null) for (const batch of mover.rest()) yield this.#batchStep(batch);
+  }
+
+  #isNothing({ kind }: Chunk): boolean {
+    return kind === 'absent' || (kind === 'zero' && this.#options.blank && this.#options.sparse !== 0);
+  }
+
+  #clones(host: NonNullable<Chunk['host']>): boolean {
+    return this.#cloner?.accepts(host) === true;
+  }
+
+  #batchStep(batch: Batch): Step {
+    const looked = this.#mover?.look(batch) ?? Promise.resolve(null);
+    looked.catch(() => undefined);
+    const last = batch.at(-1);
+    const end = last === undefined ? 0 : last.at + last.length;
+    return { end, ready: looked, take: () => this.#move(batch, looked) };
+  }
+
+  async #move(batch: Batch, looked: Promise<Uint8Array | null>): Promise<void> {
+    let moving: { readonly done: Promise<{ readonly written: number; readonly zero: number }> } | undefined;
+    try {
+      moving = await this.#mover?.begin(batch, await looked);
+    } catch {
+      return this.#moveSlowly(batch);
+    }
+    if (moving === undefined) return;
+    await this.#follow([
+      moving.done.then(
+        ({ written, zero }) => {
+          this.copied.written += written;
+          this.copied.zero += zero;
+        },
+        () => this.#moveSlowly(batch),
+      ),
+    ]);
+  }
+
+  /** Reads and writes what could not be moved: that finds out why, says it of the right file, and salvages. */
+  async #moveSlowly(batch: Batch): Promise<void> {
+    for (const { at, length } of batch) {
+      for (let done = 0; done < length; done += CHUNK) {
+        stopIfAborted(this.#options.signal);
+        const part = {
+          at: at + done,
+          length: Math.min(CHUNK, length - done),
+          kind: 'data' as const,
+          host: null,
+        };
+        await this.writeData(await this.#read(part), part.at);
+      }
+    }
   }
 
   #chunks(): AsyncGenerator<Chunk> {
-    const cloner = this.#cloner;
-    const unit = this.#target.driver.granularity;
-    const shared = Math.max(unit, BLOCK);
-    const whole =
-      cloner === null
-        ? null
-        : { least: Math.max(LEAST_SHARED, shared), unit: shared, accepts: cloner.accepts.bind(cloner) };
-    const units = { unit, size: this.#source.size, absent: this.#options.compress === true };
-    return chunksOf(widened(this.#source.runs(), units), whole, this.#options.signal);
+    const [cloner, mover] = [this.#cloner, this.#mover];
+    const { granularity } = this.#target.driver;
+    const shared = Math.max(granularity, BLOCK);
+    const unit = cloner === null ? Math.max(granularity, this.#unit) : Math.max(shared, this.#unit);
+    const whole = {
+      least: () => (cloner?.works === true ? Math.max(LEAST_SHARED, shared) : unit),
+      unit,
+      accepts: (host: NonNullable<Run['host']>) =>
+        cloner?.accepts(host) === true || (mover?.accepts(host) ?? false),
+    };
+    const units = { unit: granularity, size: this.#source.size, absent: this.#options.compress === true };
+    const runs = widened(this.#source.runs(), units);
+    return chunksOf(runs, cloner === null && mover === null ? null : whole, this.#options.signal);
   }
 
   async #read({ at, length }: Chunk): Promise<Uint8Array> {
@@ -218,9 +297,9 @@ export class CopyJob {
   }
 
   /** Has `bytes` used again when they are written; waits while too much is under way. */
-  async #follow([done]: readonly [Promise<void>], bytes: Uint8Array): Promise<void> {
+  async #follow([done]: readonly [Promise<void>], bytes?: Uint8Array): Promise<void> {
     const written = done.then(() => {
-      this.#idle.push(new Uint8Array(bytes.buffer));
+      if (bytes !== undefined) this.#idle.push(new Uint8Array(bytes.buffer));
       this.#writing.delete(written);
     });
     // A failure stays in the set, for whoever waits for it.
@@ -249,11 +328,11 @@ export class CopyJob {
 
   /** The data and the zeroes in a piece. */
   *#parts(bytes: Uint8Array, at: number): Generator<Part> {
-    if (this.#options.sparse === 0 || this.#options.verbatim === true) {
+    const unit = this.#unit;
+    if (unit === 0) {
       yield { bytes, at, zero: false };
       return;
     }
-    const unit = Math.max(this.#target.driver.granularity, this.#options.sparse);
     // Units lie at multiples of their size on the disk.
     const head = Math.min(bytes.length, unit - offsetIn(at, unit));
     const units = [
@@ -290,6 +369,15 @@ export class CopyJob {
       stopIfAborted(signal);
     }
   }
+}
+
+/** Something to be done in its turn. */
+interface Step {
+  /** Where on the disk it ends. */
+  readonly end: number;
+  /** What was begun ahead. */
+  readonly ready: Promise<unknown> | null;
+  readonly take: () => Promise<void>;
 }
 
 /** A part of a piece that is all zeroes, or that is not. */

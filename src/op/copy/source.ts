@@ -2,6 +2,8 @@ import { readPadded } from '../../core/read.ts';
 import type { Storage } from '../../core/storage.ts';
 import type { Image } from '../../format/image.ts';
 import { blockStatus, layerStatus } from '../../format/status.ts';
+import { native } from '../../native/binding.ts';
+import { FileStorage } from '../../storage/file.ts';
 
 /** A run of the disk to be copied. Bytes. */
 export interface Run {
@@ -9,7 +11,7 @@ export interface Run {
   readonly length: number;
   /** `absent`: not in the top layer, so that the backing file of an overlay shows through. Only where that was asked. */
   readonly kind: 'data' | 'zero' | 'absent';
-  /** Where the plain bytes of a data run are; null where only reading the disk gives them. */
+  /** Where the plain bytes of the run are; null where only reading the disk gives them. */
   readonly host: { readonly storage: Storage; readonly at: number } | null;
 }
 
@@ -43,11 +45,22 @@ export function imagePart(image: Image, start: number, length: number): SourceDi
   };
 }
 
+/** Runs of data that the kernel is asked for at once. */
+const AT_ONCE = 4096;
+
 async function* imageRuns(image: Image, topOnly: boolean, start = 0, end = image.size): AsyncGenerator<Run> {
+  const { data } = image.driver;
+  if (image.format === 'raw' && image.backing === null && data instanceof FileStorage && data.can.extents) {
+    yield* fileRuns(image, data, start, end);
+    return;
+  }
   for (let at = start; at < end;) {
     const ask = topOnly ? layerStatus : blockStatus;
-    const { length, zero, data, host } = await ask(image, at, end - at);
-    yield { at, length, kind: zero ? 'zero' : data ? 'data' : 'absent', host: data && !zero ? host : null };
+    const { length, zero, data, host, layer } = await ask(image, at, end - at);
+    const kind = zero ? 'zero' : data ? 'data' : 'absent';
+    // What is reserved in a qcow2 image may hold anything; a hole of a raw one is what it reads as.
+    const readable = kind === 'data' || (kind === 'zero' && layer.format === 'raw');
+    yield { at, length, kind, host: readable ? host : null };
     at += length;
   }
 }
@@ -93,4 +106,27 @@ export function sizedSource(disk: SourceDisk, size: number): SourceDisk {
       if (size > disk.size) yield { at: disk.size, length: size - disk.size, kind: 'zero', host: null };
     },
   };
+}
+
+/** The runs of a raw image in a file: many for each question, since a file may be in very many pieces. */
+async function* fileRuns(image: Image, file: FileStorage, start: number, end: number): AsyncGenerator<Run> {
+  // A raw image may begin somewhere in its file, and end with half a sector that the file does not have.
+  const first = start < end ? await image.driver.map(start, 1) : null;
+  const shift = first?.kind === 'data' ? first.at - start : 0;
+  const host = (at: number): Run['host'] => ({ storage: file, at: at + shift });
+  let at = start;
+  while (at < end) {
+    const there = Math.min(end, file.size - shift);
+    const found = there > at ? await native().dataExtents(file.fd, at + shift, there - at, AT_ONCE) : [];
+    for (let run = 0; run < found.length; run += 2) {
+      const [from, to] = [(found[run] ?? 0) - shift, (found[run + 1] ?? 0) - shift];
+      if (from > at) yield { at, length: from - at, kind: 'zero', host: host(at) };
+      yield { at: from, length: to - from, kind: 'data', host: host(from) };
+      at = to;
+    }
+    if (found.length < AT_ONCE * 2) {
+      if (at < end) yield { at, length: end - at, kind: 'zero', host: host(at) };
+      return;
+    }
+  }
 }

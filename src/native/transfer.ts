@@ -1,0 +1,93 @@
+import { read, write } from 'node:fs';
+import { promisify } from 'node:util';
+import { isZero } from '../core/bytes.ts';
+import { systemError } from './errno.ts';
+
+/** Bytes read before they are written. */
+const STEP = 256 * 1024;
+
+const readFrom = promisify(read);
+const writeTo = promisify(write);
+
+/** The twin of `copy_runs` in `native/src/transfer.rs`. */
+export async function copyRuns(
+  source: number,
+  target: number,
+  runs: Float64Array,
+  skip: number,
+): Promise<number> {
+  let written = 0;
+  for (let run = 0; run < runs.length; run += 3) {
+    const [from = 0, to = 0, length = 0] = runs.subarray(run, run + 3);
+    for await (const { bytes, done } of steps(source, from, length, skip)) {
+      for (const [start, end] of skip === 0 ? [[0, bytes.length] as const] : filled(bytes, skip)) {
+        await put(target, bytes.subarray(start, end), to + done + start);
+        written += end - start;
+      }
+    }
+  }
+  return written;
+}
+
+/** The twin of `zero_ranges` in `native/src/transfer.rs`. */
+export async function zeroRanges(fd: number, ranges: Float64Array, unit: number): Promise<Uint8Array> {
+  const found: number[] = [];
+  for (let range = 0; range < ranges.length; range += 2) {
+    const [at = 0, length = 0] = ranges.subarray(range, range + 2);
+    for await (const { bytes } of steps(fd, at, length, unit))
+      for (let start = 0; start < bytes.length; start += unit)
+        found.push(isZero(bytes.subarray(start, start + unit)) ? 1 : 0);
+  }
+  return Uint8Array.from(found);
+}
+
+/** A range in steps of whole units. */
+async function* steps(
+  fd: number,
+  at: number,
+  length: number,
+  unit: number,
+): AsyncGenerator<{ readonly bytes: Uint8Array; readonly done: number }> {
+  const step = unit === 0 ? STEP : Math.ceil(STEP / unit) * unit;
+  const buffer = new Uint8Array(Math.min(step, length));
+  for (let done = 0; done < length; done += step) {
+    const bytes = buffer.subarray(0, Math.min(step, length - done));
+    for (let had = 0; had < bytes.length;) {
+      const { bytesRead } = await named(
+        'pread',
+        readFrom(fd, bytes, had, bytes.length - had, at + done + had),
+      );
+      if (bytesRead === 0) throw systemError('EIO', 'pread', { fd });
+      had += bytesRead;
+    }
+    yield { bytes, done };
+  }
+}
+
+async function put(fd: number, bytes: Uint8Array, at: number): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    const { bytesWritten } = await named('pwrite', writeTo(fd, bytes, done, bytes.length - done, at + done));
+    done += bytesWritten;
+  }
+}
+
+/** Where bytes are that are not zeroes, in whole units. */
+function* filled(bytes: Uint8Array, unit: number): Generator<readonly [start: number, end: number]> {
+  let start = -1;
+  for (let at = 0; at < bytes.length; at += unit) {
+    const zero = isZero(bytes.subarray(at, at + unit));
+    if (zero && start >= 0) yield [start, at];
+    if (zero) start = -1;
+    else if (start < 0) start = at;
+  }
+  if (start >= 0) yield [start, bytes.length];
+}
+
+async function named<T>(call: string, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    throw code === undefined ? error : systemError(code, call, {});
+  }
+}
