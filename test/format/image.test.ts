@@ -1,3 +1,4 @@
+import { readFileSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { SpindleError } from '../../src/core/errors.ts';
 import type { Storage } from '../../src/core/storage.ts';
@@ -9,7 +10,9 @@ import { RawDriver } from '../../src/format/raw/driver.ts';
 import { fault } from '../../src/layer/fault.ts';
 import { trace } from '../../src/layer/trace.ts';
 import { nodeCodec } from '../../src/native/codec.ts';
+import { openFile } from '../../src/storage/file.ts';
 import { MemoryStorage } from '../../src/storage/memory.ts';
+import { tempPath } from '../tool/temp.ts';
 
 async function overlay(backing: string, size = 65536): Promise<MemoryStorage> {
   const storage = new MemoryStorage();
@@ -112,5 +115,23 @@ describe('raw images', () => {
     await image.resize(1001);
     expect([storage.size, image.size]).toEqual([1001, 1024]);
     await image.close();
+  });
+});
+
+describe('a raw file that ends within a sector', () => {
+  it('grows to where the furthest of several writes at once ends', async () => {
+    const path = tempPath('odd.raw');
+    writeFileSync(path, Buffer.alloc(400, 1));
+    const storage = await openFile(path, { write: true });
+    const image = await openImage(storage, { format: 'raw', codec: nodeCodec, write: true });
+    await Promise.all([
+      image.write(new Uint8Array(50).fill(2), 450),
+      image.write(new Uint8Array(5).fill(3), 400),
+      image.write(new Uint8Array(10).fill(4), 410),
+    ]);
+    await image.close();
+    const expected = Buffer.alloc(500);
+    expected.fill(1, 0, 400).fill(3, 400, 405).fill(4, 410, 420).fill(2, 450, 500);
+    expect(readFileSync(path).toString('hex')).toBe(expected.toString('hex'));
   });
 });

@@ -1,6 +1,7 @@
 import { alignUp } from '../../core/align.ts';
 import { SpindleError } from '../../core/errors.ts';
 import { ExtentFlag } from '../../core/extent.ts';
+import { Mutex } from '../../core/mutex.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../../core/storage.ts';
 import type { DataMapping, FormatDriver, Mapping } from '../driver.ts';
 
@@ -22,6 +23,7 @@ export class RawDriver implements FormatDriver {
   readonly granularity = 1;
   readonly data: Storage;
   readonly #offset: number;
+  readonly #growing = new Mutex();
   readonly #size: number | undefined;
 
   /** @throws SpindleError BAD_OPTION for a window that the file does not hold */
@@ -107,7 +109,12 @@ export class RawDriver implements FormatDriver {
   }
 
   /** Grows a file that ends inside its last sector, when a write reaches past its end. */
-  async #reach(end: number): Promise<void> {
-    if (end > this.data.size) await this.data.resize(end);
+  /** Makes the file reach to `end`. One after the other: of two that grow it the later must not cut it. */
+  #reach(end: number): Promise<void> {
+    return end > this.data.size
+      ? this.#growing.run(async () => {
+          if (end > this.data.size) await this.data.resize(end);
+        })
+      : Promise.resolve();
   }
 }
