@@ -272,11 +272,33 @@ export class CopyJob {
       done += shared;
       if (shared > 0) continue;
       // The file system did not share these after all.
+      const rest = { ...chunk, at, length: chunk.length - done };
+      if (await this.#moveAtOnce({ ...rest, host: { ...host, at: host.at + done } })) return;
       const piece = { at, length: Math.min(CHUNK, chunk.length - done), kind: 'data' as const, host: null };
       const bytes = await this.#read(piece);
       await this.#follow(await this.#begin(bytes, at), bytes);
       done += piece.length;
     }
+  }
+
+  /** Moves a piece of any length, looking ahead; false where data cannot be moved. */
+  async #moveAtOnce(chunk: Chunk): Promise<boolean> {
+    const { blank } = this.#options;
+    const mover = this.#mover === null ? null : Mover.to(this.#target, { blank, unit: this.#unit });
+    if (mover === null || chunk.host === null || !mover.accepts(chunk.host)) return false;
+    let next: Step | undefined;
+    try {
+      for (const batch of batchesOf(mover, chunk)) {
+        stopIfAborted(this.#options.signal);
+        const now = next;
+        next = this.#batchStep(batch);
+        await now?.take();
+      }
+      await next?.take();
+    } finally {
+      await Promise.allSettled([next?.ready]);
+    }
+    return true;
   }
 
   async #zero(at: number, length: number): Promise<void> {
@@ -385,6 +407,12 @@ interface Part {
   readonly bytes: Uint8Array;
   readonly at: number;
   readonly zero: boolean;
+}
+
+/** All batches of one piece. */
+function* batchesOf(mover: Mover, chunk: Chunk): Generator<Batch> {
+  yield* mover.add(chunk);
+  yield* mover.rest();
 }
 
 /** Resolves when all have ended; fails as the first of them. */
