@@ -1,5 +1,6 @@
 import { fillWithZeroes, reservable } from '../core/allocation.ts';
 import { SpindleError } from '../core/errors.ts';
+import { LuksDriver } from '../format/luks/driver.ts';
 import type { Format } from '../format/open.ts';
 import { RawDriver } from '../format/raw/driver.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
@@ -23,8 +24,9 @@ export interface Resized {
 }
 
 /**
- * Changes the size of the disk in an image. A grown part reads as zeroes, whatever lies below. Raw images take any number
- * of bytes, qcow2 images multiples of 512.
+ * Changes the size of the disk in an image. A grown part reads as zeroes, whatever lies below; that of a LUKS volume does
+ * so with `full` preallocation only, and else as noise, since its zeroes would have to be encrypted and written. Raw
+ * images take any number of bytes, others multiples of 512.
  * @throws SpindleError BAD_OPTION (smaller without `shrink`), BAD_SIZE, UNSUPPORTED, LIMIT, NO_SPACE, and as
  * {@link openImageFile}
  */
@@ -51,8 +53,8 @@ export async function resize(path: string, size: number, request: ResizeRequest 
     }
     if (raw) await resizeRaw(driver, from, target, preallocation);
     else if (image.format === 'qcow2') await image.resize(target, { preallocation });
-    else
-      throw new SpindleError('UNSUPPORTED', `this version of spindle does not resize ${image.format} images`);
+    else if (driver instanceof LuksDriver) await resizeLuks(driver, target, preallocation);
+    else throw new SpindleError('UNSUPPORTED', `${image.format} images cannot be resized`);
     await image.flush();
     return { format: image.format as Format, from, size: target };
   } catch (error) {
@@ -60,6 +62,30 @@ export async function resize(path: string, size: number, request: ResizeRequest 
     throw error;
   } finally {
     await image.close();
+  }
+}
+
+async function resizeLuks(driver: LuksDriver, size: number, preallocation: Preallocation): Promise<void> {
+  const { size: from, data: storage } = driver;
+  if (preallocation === 'metadata')
+    throw new SpindleError(
+      'BAD_OPTION',
+      'LUKS volumes have no metadata to preallocate; use off, falloc or full',
+    );
+  if (size % 512 !== 0)
+    throw new SpindleError(
+      'BAD_SIZE',
+      `a LUKS volume has whole sectors of 512 bytes, not ${String(size)} bytes`,
+    );
+  const { payloadOffset } = driver.header;
+  const end = storage.size;
+  try {
+    if (preallocation === 'full') await driver.resize(size);
+    else await storage.resize(payloadOffset + size);
+    if (preallocation === 'falloc') await reservable(storage).reserve(payloadOffset + from, size - from);
+  } catch (error) {
+    if (size > from) await storage.resize(end);
+    throw error;
   }
 }
 

@@ -121,7 +121,7 @@ describe('compare', () => {
   it('shows progress in both forms', async () => {
     const percent = await spindle(['compare', '-p', '-f', 'raw', 'a.raw', 'a.qcow2'], { cwd });
     expect(percent.stdout).toMatch(
-      /^ {4}\(0\.00\/100%\)\r( {4}\(\d+\.\d\d\/100%\)\r)* {4}\(100\.00\/100%\)\r\nImages are identical\.\n$/,
+      /^ {4}\(0\.00\/100%\)\r( {4}\(\d+\.\d\d\/100%\)\r)* {4}\(100\.00\/100%\)\rImages are identical\.\n\n$/,
     );
     const { stderr } = await spindle(['compare', '--progress', 'json', '-f', 'raw', 'a.raw', 'a.qcow2'], {
       cwd,
