@@ -3,7 +3,8 @@
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
 use crate::{
-    allocate, buffer, cached, clone, codec, deflate, device, flags, lock, sparse, transfer, zero,
+    allocate, buffer, cached, clone, codec, deflate, device, flags, lock, packed, sparse, transfer,
+    zero,
 };
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
@@ -179,6 +180,78 @@ pub fn zero_ranges(fd: f64, ranges: Float64Array, unit: f64) -> Result<Promise<U
         let ranges: Vec<_> = ranges.iter().map(|&[at, length]| (at, length)).collect();
         Ok(transfer::zero_ranges(fd, &ranges, unit)?.into())
     }))
+}
+
+/// Pieces are from, to, length, packed, first, from... Resolves to the bytes written.
+#[napi]
+pub fn expand_pieces(
+    source: f64,
+    target: f64,
+    pieces: Float64Array,
+    zstd: bool,
+    size: f64,
+    skip: f64,
+) -> Result<Promise<f64>> {
+    const CALL: &str = "pread";
+    let (source, target) = (descriptor(source)?, descriptor(target)?);
+    let skip = usize::try_from(whole(skip, CALL)?).unwrap_or(usize::MAX);
+    let how = (packing(zstd), cluster(size)?);
+    let list = numbers(&pieces, CALL)?;
+    Ok(AsyncTask::new(Job(Some(Box::new(move || {
+        let (pieces, _) = list.as_chunks::<5>();
+        let pieces: Vec<_> = pieces
+            .iter()
+            .map(|&[from, to, length, packed, first]| packed::Piece {
+                from,
+                to,
+                length,
+                packed,
+                first,
+            })
+            .collect();
+        let written = packed::expand(source, target, &pieces, how, skip).map_err(error)?;
+        Ok(written as f64)
+    })))))
+}
+
+/// Ranges are offset, length, offset... Resolves to lengths and streams.
+#[napi]
+pub fn pack_ranges(
+    fd: f64,
+    ranges: Float64Array,
+    zstd: bool,
+    size: f64,
+    level: f64,
+) -> Result<Promise<Uint8Array>> {
+    const CALL: &str = "pread";
+    let fd = descriptor(fd)?;
+    let how = (packing(zstd), cluster(size)?);
+    let level = u32::try_from(whole(level, CALL)?).unwrap_or(u32::MAX);
+    if !zstd && !deflate::LEVELS.contains(&level) {
+        return Err(error("ERRNO:22:packRanges"));
+    }
+    let list = numbers(&ranges, CALL)?;
+    Ok(job(move || {
+        let (ranges, _) = list.as_chunks::<2>();
+        let ranges: Vec<_> = ranges.iter().map(|&[at, length]| (at, length)).collect();
+        Ok(packed::pack(fd, &ranges, how, level)?.into())
+    }))
+}
+
+fn packing(zstd: bool) -> packed::Packing {
+    if zstd {
+        packed::Packing::Zstd
+    } else {
+        packed::Packing::Deflate
+    }
+}
+
+/// The size of a cluster: the format has none over 2 MiB.
+fn cluster(size: f64) -> Outcome<usize> {
+    match usize::try_from(whole(size, "cluster")?) {
+        Ok(size @ 1..=0x20_0000) => Ok(size),
+        _ => Err(Failure::new(libc::EINVAL, "cluster")),
+    }
 }
 
 fn numbers(values: &[f64], call: &'static str) -> Outcome<Vec<u64>> {

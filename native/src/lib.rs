@@ -14,6 +14,7 @@ pub mod failure;
 pub mod flags;
 pub mod lock;
 pub mod os;
+pub mod packed;
 pub mod sparse;
 pub mod transfer;
 pub mod zero;

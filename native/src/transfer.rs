@@ -1,16 +1,17 @@
 //! Many ranges of one file to another in one call, and looking for zeroes in many.
 
 use crate::failure::{Failure, Outcome, end_of, status_flags};
+use crate::sparse::data_runs;
 use crate::zero::zero_units;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::mem::ManuallyDrop;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-const READ: &str = "pread";
-const WRITE: &str = "pwrite";
+pub const READ: &str = "pread";
+pub const WRITE: &str = "pwrite";
 
 /// Bytes read before they are written: what was read is still in the processor's cache then.
 const STEP: usize = 256 << 10;
@@ -28,7 +29,7 @@ pub struct Run {
 }
 
 /// An open descriptor that stays somebody else's.
-fn borrowed(fd: RawFd) -> Outcome<ManuallyDrop<File>> {
+pub fn borrowed(fd: RawFd) -> Outcome<ManuallyDrop<File>> {
     status_flags(fd)?;
     // SAFETY: the descriptor is open, and is not closed here.
     Ok(ManuallyDrop::new(unsafe { File::from_raw_fd(fd) }))
@@ -45,7 +46,7 @@ fn failure(error: &std::io::Error, call: &'static str) -> Failure {
 /// Copies the runs one after the other; the bytes that were written. Units of `skip` bytes, counted from the start of
 /// each run, that are all zeroes are left out; 0: everything is written. EIO from `pread` where the source ends early.
 pub fn copy_runs(source: RawFd, target: RawFd, runs: &[Run], skip: usize) -> Outcome<u64> {
-    let (source, target) = (borrowed(source)?, borrowed(target)?);
+    let (mut source, target) = (Source::new(source, skip > 0)?, borrowed(target)?);
     // Whole units a step.
     let step = if skip == 0 {
         STEP
@@ -60,7 +61,7 @@ pub fn copy_runs(source: RawFd, target: RawFd, runs: &[Run], skip: usize) -> Out
             let mut done = 0;
             while done < run.length {
                 let length = usize::try_from(run.length - done).map_or(step, |rest| rest.min(step));
-                let bytes = fill(&source, buffer, run.from + done, length)?;
+                let bytes = source.fill(buffer, run.from + done, length)?;
                 written += put(&target, bytes, run.to + done, skip)?;
                 done += length as u64;
             }
@@ -69,19 +70,85 @@ pub fn copy_runs(source: RawFd, target: RawFd, runs: &[Run], skip: usize) -> Out
     })
 }
 
-fn fill<'a>(source: &File, buffer: &'a mut Vec<u8>, at: u64, length: usize) -> Outcome<&'a [u8]> {
-    if buffer.len() < length {
-        buffer.resize(length, 0);
+/// A file that is read; with `holes`, what it does not hold is not read but known to be zeroes.
+pub struct Source {
+    file: ManuallyDrop<File>,
+    holes: bool,
+    /// Where data was found last.
+    data: (u64, u64),
+}
+
+impl Source {
+    pub fn new(fd: RawFd, holes: bool) -> Outcome<Self> {
+        let file = borrowed(fd)?;
+        // Devices have no holes to speak of.
+        let regular = file.metadata().is_ok_and(|about| about.is_file());
+        Ok(Self {
+            file,
+            holes: holes && regular,
+            data: (0, 0),
+        })
     }
-    let bytes = &mut buffer[..length];
-    source
-        .read_exact_at(bytes, at)
-        .map_err(|error| failure(&error, READ))?;
-    Ok(bytes)
+
+    /// The bytes at `at`, in `buffer`. EIO where the file ends before they do.
+    pub fn fill<'a>(
+        &mut self,
+        buffer: &'a mut Vec<u8>,
+        at: u64,
+        length: usize,
+    ) -> Outcome<&'a mut [u8]> {
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let bytes = &mut buffer[..length];
+        self.read(bytes, at)?;
+        Ok(bytes)
+    }
+
+    /// As [`Self::fill`], into all of `into`.
+    pub fn read(&mut self, into: &mut [u8], at: u64) -> Outcome<()> {
+        let mut done = 0;
+        while done < into.len() {
+            let here = at + done as u64;
+            let (start, stop) = self.next_data(here, (into.len() - done) as u64)?;
+            let zeroes = usize::try_from(start - here).map_or(into.len(), |gap| done + gap);
+            let end =
+                usize::try_from(stop - here).map_or(into.len(), |gap| (done + gap).min(into.len()));
+            into[done..zeroes].fill(0);
+            self.file
+                .read_exact_at(&mut into[zeroes..end], start)
+                .map_err(|error| failure(&error, READ))?;
+            done = end;
+        }
+        Ok(())
+    }
+
+    /// The first data within a range; at its end, and empty, where there is none.
+    fn next_data(&mut self, at: u64, length: u64) -> Outcome<(u64, u64)> {
+        let end = end_of(at, length, READ)?;
+        if !self.holes {
+            return Ok((at, end));
+        }
+        let (start, stop) = self.data;
+        if start <= at && at < stop {
+            return Ok((at, stop.min(end)));
+        }
+        let found = data_runs(self.file.as_raw_fd(), at, i64::MAX as u64 - at, 1)?;
+        if let [start, stop] = found[..] {
+            self.data = (start, stop);
+            return Ok((start.min(end), stop.min(end)));
+        }
+        // Nothing but a hole: up to the end of the file, and not further.
+        let size = self.file.metadata().map_or(0, |about| about.len());
+        if size < end {
+            return Err(Failure::new(libc::EIO, READ));
+        }
+        Ok((end, end))
+    }
 }
 
 /// Writes what is not zero, in as few calls as that takes.
-fn put(target: &File, bytes: &[u8], at: u64, skip: usize) -> Outcome<u64> {
+pub fn put(target: &File, bytes: &[u8], at: u64, skip: usize) -> Outcome<u64> {
     if skip == 0 {
         target
             .write_all_at(bytes, at)
@@ -108,7 +175,7 @@ fn put(target: &File, bytes: &[u8], at: u64, skip: usize) -> Outcome<u64> {
 /// One byte a unit of each range (offset, length), the ranges one after the other: 1 where it is all zeroes. The last
 /// unit of a range may be short.
 pub fn zero_ranges(fd: RawFd, ranges: &[(u64, u64)], unit: usize) -> Outcome<Vec<u8>> {
-    let source = borrowed(fd)?;
+    let mut source = Source::new(fd, true)?;
     let step = STEP.div_ceil(unit) * unit;
     let mut found = Vec::new();
     BUFFER.with_borrow_mut(|buffer| {
@@ -117,7 +184,7 @@ pub fn zero_ranges(fd: RawFd, ranges: &[(u64, u64)], unit: usize) -> Outcome<Vec
             let mut done = 0;
             while done < length {
                 let part = usize::try_from(length - done).map_or(step, |rest| rest.min(step));
-                found.extend(zero_units(fill(&source, buffer, at + done, part)?, unit));
+                found.extend(zero_units(source.fill(buffer, at + done, part)?, unit));
                 done += part as u64;
             }
         }
@@ -199,6 +266,38 @@ mod tests {
             borrowed(target.fd()).unwrap().metadata().unwrap().blocks(),
             0
         );
+    }
+
+    #[test]
+    fn holes_read_as_zeroes_up_to_the_end_of_the_file() {
+        let source = Scratch::new();
+        let file = borrowed(source.fd()).unwrap();
+        file.write_all_at(&[1; 5000], 100_000).unwrap();
+        file.write_all_at(&[2; 3000], 300_000).unwrap();
+        file.set_len(500_000).unwrap();
+        let mut expected = vec![0; 500_000];
+        expected[100_000..105_000].fill(1);
+        expected[300_000..303_000].fill(2);
+        for holes in [true, false] {
+            let mut reader = Source::new(source.fd(), holes).unwrap();
+            let mut buffer = Vec::new();
+            for (at, length) in [
+                (0, 500_000),
+                (299_999, 3),
+                (302_000, 198_000),
+                (90_000, 9),
+                (5, 0),
+            ] {
+                assert_eq!(
+                    reader.fill(&mut buffer, at as u64, length).unwrap(),
+                    &expected[at..at + length]
+                );
+            }
+            let end = Failure::new(libc::EIO, READ);
+            assert_eq!(reader.fill(&mut buffer, 499_999, 2), Err(end));
+            assert_eq!(reader.fill(&mut buffer, 100_000, 400_001), Err(end));
+            assert_eq!(reader.fill(&mut buffer, 600_000, 1), Err(end));
+        }
     }
 
     #[test]

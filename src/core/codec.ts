@@ -16,3 +16,10 @@ export interface Codec {
   /** One zstd frame with its content size and no checksum. @throws SpindleError UNSUPPORTED where there is no encoder */
   zstdCompress(source: Uint8Array, limit: number): Promise<Uint8Array | null>;
 }
+
+/** How the clusters of an image are compressed. */
+export interface Packing {
+  readonly type: 'deflate' | 'zstd';
+  /** Bytes, 2 MiB at the most. */
+  readonly clusterSize: number;
+}

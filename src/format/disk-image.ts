@@ -4,7 +4,14 @@ import { ExtentFlag, type Extent } from '../core/extent.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { readPadded } from '../core/read.ts';
 import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
-import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeOptions } from './driver.ts';
+import type {
+  ClusterStream,
+  DataMapping,
+  FormatDriver,
+  FreshPlace,
+  Mapping,
+  ResizeOptions,
+} from './driver.ts';
 import type { Image } from './image.ts';
 import { blockStatus, type BlockStatus } from './status.ts';
 
@@ -202,6 +209,21 @@ export class DiskImage implements Image {
     await this.#exclusive(at, from.length, async () => {
       await driver.writeCompressed?.(from, at, (part, where) => this.#write(part, where));
     });
+  }
+
+  /**
+   * Stores clusters that were compressed as the driver's `packing` says, in ascending order.
+   * @throws SpindleError UNSUPPORTED, BAD_OPTION, and as write
+   */
+  async writeStreams(streams: readonly ClusterStream[]): Promise<void> {
+    const { driver } = this;
+    const [first, last] = [streams[0], streams.at(-1)];
+    if (first === undefined || last === undefined) return;
+    const length = Math.min(this.size, last.at + driver.granularity) - first.at;
+    this.#checkChange(first.at, length);
+    if (driver.writeStreams === undefined)
+      throw new SpindleError('UNSUPPORTED', `${driver.format} has no compressed data`, { path: this.name });
+    await this.#exclusive(first.at, length, async () => driver.writeStreams?.(streams));
   }
 
   /**

@@ -1,3 +1,4 @@
+import type { Packing } from '../core/codec.ts';
 import { SpindleError } from '../core/errors.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../core/storage.ts';
 import { READ_ONLY } from '../core/storage.ts';
@@ -30,6 +31,23 @@ export type Mapping = { readonly length: number } & (
     }
   | { readonly kind: 'compressed' }
 );
+
+/** Compressed clusters in a storage. */
+export interface Streams {
+  readonly packing: Packing;
+  readonly storage: Storage;
+  /**
+   * Where the stream of the cluster at guest offset `at`, a multiple of its size, lies: within the `length` bytes from
+   * `offset` on, which may pass the end of the storage. @throws SpindleError BAD_ENTRY, LIMIT
+   */
+  place(at: number): Promise<{ readonly offset: number; readonly length: number }>;
+}
+
+/** The cluster at guest offset `at`, compressed. */
+export interface ClusterStream {
+  readonly at: number;
+  readonly bytes: Uint8Array;
+}
 
 /** A writable place for a guest range: `length` bytes of it, at offset `at` of `storage`. */
 export interface DataMapping {
@@ -80,6 +98,8 @@ export interface FormatDriver {
    * for zeroes where finding them costs more (raw: the holes of the file).
    */
   map(at: number, length: number, precise?: boolean): Mapping | Promise<Mapping>;
+  /** The compressed clusters of this layer as they lie in a storage, for whoever decodes them past the driver. */
+  readonly streams?: Streams | undefined;
   /** Fills `into` from compressed clusters, all of it within one run that `map` called compressed. */
   readCompressed(into: Uint8Array, at: number): Promise<void>;
   /**
@@ -98,6 +118,13 @@ export interface FormatDriver {
     at: number,
     plain: (part: Uint8Array, at: number) => Promise<void>,
   ): Promise<void>;
+  /** How {@link writeStreams} wants clusters compressed; undefined where the image cannot hold compressed ones. */
+  readonly packing?: Packing | undefined;
+  /**
+   * Stores clusters that were compressed as {@link packing} says, in ascending order. Streams that lie one right after
+   * the other in memory are written in one go.
+   */
+  writeStreams?(streams: readonly ClusterStream[]): Promise<void>;
   /**
    * Makes a range of whole `granularity` units (or up to the end of the disk) read as zeroes; false where the format has
    * no way to say so and zeroes have to be written.

@@ -1,3 +1,5 @@
+import type { Packing } from '../core/codec.ts';
+
 /*
  * Checks of the numbers that come in, the same for the addon and the twins: a bad one is the caller's mistake, and
  * never reaches a system call.
@@ -75,6 +77,40 @@ export function checkRanges(fd: number, ranges: Float64Array, unit: number): voi
   checkDescriptor(fd);
   checkNumbers(ranges, 2);
   checkWhole('a unit', unit, 1);
+}
+
+/** @throws RangeError unless `pieces` is five whole numbers of each, and the rest sound */
+export function checkPieces(
+  source: number,
+  target: number,
+  pieces: Float64Array,
+  { clusterSize }: Packing,
+  skip: number,
+): void {
+  checkDescriptor(source);
+  checkDescriptor(target);
+  checkNumbers(pieces, 5);
+  checkCluster(clusterSize);
+  checkWhole('a unit', skip);
+}
+
+/** @throws RangeError unless `ranges` is offset, length of each, and size and level are sound */
+export function checkPacking(
+  fd: number,
+  ranges: Float64Array,
+  { type, clusterSize }: Packing,
+  level: number,
+): void {
+  checkDescriptor(fd);
+  checkNumbers(ranges, 2);
+  checkCluster(clusterSize);
+  if (type === 'zstd') checkCompression(level, clusterSize);
+  else checkDeflate(level, clusterSize);
+}
+
+function checkCluster(size: number): void {
+  checkWhole('the size of a cluster', size, 1);
+  if (size > 2 * 1024 * 1024) throw new RangeError(`a cluster has at most 2 MiB, not ${String(size)} bytes`);
 }
 
 function checkNumbers(values: Float64Array, each: number): void {

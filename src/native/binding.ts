@@ -1,6 +1,7 @@
 import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
+import { viewOf } from '../core/bytes.ts';
 import { SpindleError } from '../core/errors.ts';
 import {
   checkBuffer,
@@ -9,6 +10,8 @@ import {
   checkCompression,
   checkDescriptor,
   checkExtentSizeHint,
+  checkPacking,
+  checkPieces,
   checkRanges,
   checkRuns,
   checkSpan,
@@ -16,7 +19,7 @@ import {
 } from './arguments.ts';
 import { systemError, type Subject } from './errno.ts';
 import { twins } from './fallback.ts';
-import type { FallocateMode, FiemapExtent, Native, ZeroReport } from './types.ts';
+import type { FallocateMode, FiemapExtent, Native, PackedClusters, ZeroReport } from './types.ts';
 
 /** What `native/src/glue.rs` exports. Failures are errors with the message `ERRNO:<number>:<call>`. */
 interface Addon {
@@ -27,6 +30,21 @@ interface Addon {
   cloneRange(source: number, from: number, target: number, to: number, length: number): Promise<void>;
   copyRuns(source: number, target: number, runs: Float64Array, skip: number): Promise<number>;
   zeroRanges(fd: number, ranges: Float64Array, unit: number): Promise<Uint8Array>;
+  expandPieces(
+    source: number,
+    target: number,
+    pieces: Float64Array,
+    zstd: boolean,
+    size: number,
+    skip: number,
+  ): Promise<number>;
+  packRanges(
+    fd: number,
+    ranges: Float64Array,
+    zstd: boolean,
+    size: number,
+    level: number,
+  ): Promise<Uint8Array>;
   readCached(fd: number, into: Uint8Array, offset: number): number;
   zeroUnits(buffer: Uint8Array, granularity: number): Uint8Array;
   deviceInfo(fd: number): Promise<Float64Array>;
@@ -167,6 +185,22 @@ function wrap(addon: Addon): Native {
       );
     },
 
+    async expandPieces(source, target, pieces, packing, skip) {
+      checkPieces(source, target, pieces, packing, skip);
+      const { type, clusterSize } = packing;
+      const subject = { fd: target, codec: type };
+      const zstd = type === 'zstd';
+      const work = now(() => addon.expandPieces(source, target, pieces, zstd, clusterSize, skip), subject);
+      return settle(work, subject);
+    },
+
+    async packRanges(fd, ranges, packing, level) {
+      checkPacking(fd, ranges, packing, level);
+      const { type, clusterSize } = packing;
+      const work = now(() => addon.packRanges(fd, ranges, type === 'zstd', clusterSize, level), { fd });
+      return splitClusters(await settle(work, { fd }), ranges, clusterSize);
+    },
+
     readCached(fd, into, offset) {
       checkSpan(fd, offset, into.length);
       return now(() => addon.readCached(fd, into, offset), { fd, offset, length: into.length });
@@ -264,6 +298,16 @@ function unpack(packed: Float64Array): FiemapExtent[] {
     });
   }
   return extents;
+}
+
+/** What `packRanges` gives: the lengths of all streams, 4 bytes each, and then these. */
+function splitClusters(packed: Uint8Array, ranges: Float64Array, clusterSize: number): PackedClusters {
+  let count = 0;
+  for (let range = 1; range < ranges.length; range += 2)
+    count += Math.ceil((ranges[range] ?? 0) / clusterSize);
+  const view = viewOf(packed);
+  const lengths = Uint32Array.from({ length: count }, (_, index) => view.getUint32(index * 4, true));
+  return { lengths, streams: packed.subarray(count * 4) };
 }
 
 async function settle<T>(work: Promise<T>, subject: Subject): Promise<T> {

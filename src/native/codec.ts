@@ -12,14 +12,13 @@ export const nodeCodec: Codec = {
   },
   async deflate(source, limit) {
     const { native } = await import('./binding.ts');
-    return native().deflateRaw(source, DEFLATE_LEVEL, limit);
+    return native().deflateRaw(source, LEVELS.deflate, limit);
   },
   async zstdCompress(source, limit) {
     const { native } = await import('./binding.ts');
-    return native().zstdCompress(source, ZSTD_LEVEL, limit);
+    return native().zstdCompress(source, LEVELS.zstd, limit);
   },
 };
 
-/** The default of both libraries, and what QEMU takes. */
-const DEFLATE_LEVEL = 6;
-const ZSTD_LEVEL = 3;
+/** The defaults of both libraries, and what QEMU takes. */
+export const LEVELS = { deflate: 6, zstd: 3 } as const;

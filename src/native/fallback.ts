@@ -18,6 +18,8 @@ import {
   checkBuffer,
   checkBytes,
   checkDescriptor,
+  checkPacking,
+  checkPieces,
   checkRanges,
   checkRuns,
   checkSpan,
@@ -69,6 +71,16 @@ export const twins: Native = {
     checkRanges(fd, ranges, unit);
     const { zeroRanges } = await import('./transfer.ts');
     return zeroRanges(fd, ranges, unit);
+  },
+  async expandPieces(source, target, pieces, packing, skip) {
+    checkPieces(source, target, pieces, packing, skip);
+    const { expandPieces } = await import('./packed.ts');
+    return expandPieces(source, target, pieces, packing, skip);
+  },
+  async packRanges(fd, ranges, packing, level) {
+    checkPacking(fd, ranges, packing, level);
+    const { packRanges } = await import('./packed.ts');
+    return packRanges(fd, ranges, packing, level);
   },
   async inflate(source, into) {
     const { inflateRaw } = await import('./deflate.ts');

@@ -19,12 +19,23 @@ export async function copyRuns(
   let written = 0;
   for (let run = 0; run < runs.length; run += 3) {
     const [from = 0, to = 0, length = 0] = runs.subarray(run, run + 3);
-    for await (const { bytes, done } of steps(source, from, length, skip)) {
-      for (const [start, end] of skip === 0 ? [[0, bytes.length] as const] : filled(bytes, skip)) {
-        await put(target, bytes.subarray(start, end), to + done + start);
-        written += end - start;
-      }
-    }
+    for await (const { bytes, done } of steps(source, from, length, skip))
+      written += await putFilled(target, bytes, to + done, skip);
+  }
+  return written;
+}
+
+/** Writes bytes but for units of `skip` zeroes; how many it wrote. */
+export async function putFilled(
+  target: number,
+  bytes: Uint8Array,
+  at: number,
+  skip: number,
+): Promise<number> {
+  let written = 0;
+  for (const [start, end] of skip === 0 ? [[0, bytes.length] as const] : filled(bytes, skip)) {
+    await put(target, bytes.subarray(start, end), at + start);
+    written += end - start;
   }
   return written;
 }
@@ -41,8 +52,8 @@ export async function zeroRanges(fd: number, ranges: Float64Array, unit: number)
   return Uint8Array.from(found);
 }
 
-/** A range in steps of whole units. */
-async function* steps(
+/** A range in steps of whole units. The bytes are those of one buffer. @throws SpindleError IO at an early end */
+export async function* steps(
   fd: number,
   at: number,
   length: number,
@@ -53,17 +64,21 @@ async function* steps(
   for (let done = 0; done < length; done += step) {
     const bytes = buffer.subarray(0, Math.min(step, length - done));
     for (let had = 0; had < bytes.length;) {
-      const { bytesRead } = await named(
-        'pread',
-        readFrom(fd, bytes, had, bytes.length - had, at + done + had),
-      );
-      if (bytesRead === 0) throw systemError('EIO', 'pread', { fd });
-      had += bytesRead;
+      const count = await get(fd, bytes.subarray(had), at + done + had);
+      if (count === 0) throw systemError('EIO', 'pread', { fd });
+      had += count;
     }
     yield { bytes, done };
   }
 }
 
+/** Fills the start of `into`; the bytes, 0 at the end of the file. */
+export async function get(fd: number, into: Uint8Array, at: number): Promise<number> {
+  const { bytesRead } = await named('pread', readFrom(fd, into, 0, into.length, at));
+  return bytesRead;
+}
+
+/** Writes all of `bytes`. */
 async function put(fd: number, bytes: Uint8Array, at: number): Promise<void> {
   for (let done = 0; done < bytes.length;) {
     const { bytesWritten } = await named('pwrite', writeTo(fd, bytes, done, bytes.length - done, at + done));

@@ -1,3 +1,5 @@
+import type { Packing } from '../core/codec.ts';
+
 /**
  * The functions that only native code can do, or can do fast. Each takes an open descriptor or a buffer, holds no
  * policy, and exists twice: in the Rust addon and as a TypeScript twin (`fallback.ts`). All offsets, lengths and sizes
@@ -56,6 +58,28 @@ export interface Native {
    * @throws IO also where the file ends before a range does
    */
   zeroRanges(fd: number, ranges: Float64Array, unit: number): Promise<Uint8Array>;
+
+  /**
+   * Writes pieces of the file `source` to `target`, one after the other; `pieces` holds from, to, length, packed, first of
+   * each. Where `packed` is 0, `length` plain bytes; else the compressed cluster of which the stream lies within the
+   * `packed` bytes at `from`, and of what it decodes to `length` bytes after the `first`. Units of `skip` bytes as in
+   * {@link copyRuns}. The bytes that were written. What was done before a failure stays.
+   * @throws BAD_COMPRESSED; IO also where the source ends before a plain piece does, or a part passes its cluster; NO_SPACE
+   */
+  expandPieces(
+    source: number,
+    target: number,
+    pieces: Float64Array,
+    packing: Packing,
+    skip: number,
+  ): Promise<number>;
+
+  /**
+   * Compresses the clusters of ranges of a file (offset, length of each; the last cluster of a range may be short, and
+   * gets zeroes behind it), as {@link deflateRaw} and {@link zstdCompress} do.
+   * @throws IO also where the file ends before a range does; UNSUPPORTED as {@link zstdCompress}
+   */
+  packRanges(fd: number, ranges: Float64Array, packing: Packing, level: number): Promise<PackedClusters>;
 
   /**
    * Fills the start of `into` from `offset` on, at once, as far as the page cache of the host holds it; the bytes, 0 at
@@ -136,6 +160,14 @@ export interface Native {
    * @throws UNSUPPORTED (twin) on Node before 22.15, which has no zstd encoder
    */
   zstdCompress(source: Uint8Array, level: number, limit: number): Promise<Uint8Array | null>;
+}
+
+/** Clusters that were compressed. */
+export interface PackedClusters {
+  /** Bytes of the stream of each cluster: 0 for a cluster of zeroes, the size of a cluster where none is smaller. */
+  readonly lengths: Uint32Array;
+  /** The streams, one right after the other. */
+  readonly streams: Uint8Array;
 }
 
 /** The modes of {@link Native.fallocate}. */

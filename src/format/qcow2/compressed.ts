@@ -1,9 +1,14 @@
-import type { Codec } from '../../core/codec.ts';
+import type { Codec, Packing } from '../../core/codec.ts';
 import { Lru } from '../../core/lru.ts';
 import { readPadded } from '../../core/read.ts';
 import type { Storage } from '../../core/storage.ts';
 import type { CompressedPlace } from './entry.ts';
 import { CompressionType } from './layout.ts';
+
+/** How an image of that compression type packs its clusters. */
+export function packingOf(type: number, clusterSize: number): Packing {
+  return { type: type === CompressionType.ZSTD ? 'zstd' : 'deflate', clusterSize };
+}
 
 /** Bytes of decompressed clusters kept, so that small sequential reads do not decompress a cluster again and again. */
 const CACHE = 4 * 1024 * 1024;

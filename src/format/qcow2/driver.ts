@@ -3,8 +3,9 @@ import type { Codec } from '../../core/codec.ts';
 import { formatError, isSpindleError, SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
 import { lockedData, type PlainData } from '../crypto/encrypted-storage.ts';
-import { ReadOnlyDriver, type Mapping } from '../driver.ts';
-import { CompressedClusters } from './compressed.ts';
+import { ReadOnlyDriver, type Mapping, type Streams } from '../driver.ts';
+import { CompressedClusters, packingOf } from './compressed.ts';
+import type { CompressedPlace } from './entry.ts';
 import { l1SizeFor } from './geometry.ts';
 import { compressedAt, mapRun, type ClusterRun, type MappingRules } from './mapping.ts';
 import { CryptMethod, Incompatible, Limit, SECTOR, TABLE_ENTRY } from './layout.ts';
@@ -149,25 +150,38 @@ export class Qcow2Driver extends ReadOnlyDriver {
   }
 
   async readCompressed(into: Uint8Array, at: number): Promise<void> {
-    const { clusterSize, l1Coverage } = this.metadata.geometry;
+    const { clusterSize } = this.metadata.geometry;
     const parts: Promise<void>[] = [];
     for (let done = 0; done < into.length;) {
       const here = at + done;
       const within = offsetIn(here, clusterSize);
       const part = into.subarray(done, done + Math.min(into.length - done, clusterSize - within));
-      parts.push(this.#readOne(part, here, within, l1Coverage));
+      parts.push(this.#readOne(part, here, within));
       done += part.length;
     }
     const failed = (await Promise.allSettled(parts)).find((result) => result.status === 'rejected');
     if (failed !== undefined) throw failed.reason;
   }
 
-  async #readOne(into: Uint8Array, at: number, within: number, l1Coverage: number): Promise<void> {
-    const { clusterSize } = this.metadata.geometry;
+  get streams(): Streams {
+    const { header, geometry } = this.metadata;
+    return {
+      packing: packingOf(header.compressionType, geometry.clusterSize),
+      storage: this.#storage,
+      place: (at) => this.#streamAt(at),
+    };
+  }
+
+  async #streamAt(at: number): Promise<CompressedPlace> {
+    const { clusterSize, l1Coverage } = this.metadata.geometry;
     const l1Index = Math.floor(at / l1Coverage);
     const index = Math.floor((at - l1Index * l1Coverage) / clusterSize);
     const slice = await this.#tables.slice(this.#l1.l2Offset(l1Index), index);
-    const place = compressedAt(this.#rules, { ...slice, index, cluster: Math.floor(at / clusterSize) });
+    return compressedAt(this.#rules, { ...slice, index, cluster: Math.floor(at / clusterSize) });
+  }
+
+  async #readOne(into: Uint8Array, at: number, within: number): Promise<void> {
+    const place = await this.#streamAt(at);
     try {
       const cluster = await this.#compressed.read(place);
       into.set(cluster.subarray(within, within + into.length));

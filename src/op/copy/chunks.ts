@@ -1,4 +1,4 @@
-import { alignDown, alignUp } from '../../core/align.ts';
+import { alignDown, alignUp, isAligned } from '../../core/align.ts';
 import { stopIfAborted } from '../../core/working.ts';
 import type { Run } from './source.ts';
 
@@ -12,6 +12,7 @@ export interface Chunk {
   /** `data` lies within one {@link CHUNK}, or, with a `host`, is plain bytes of any length there. */
   readonly kind: Run['kind'];
   readonly host: Run['host'];
+  readonly packed?: Run['packed'];
 }
 
 /** Which data comes as one piece for the host to copy by itself. */
@@ -22,6 +23,8 @@ export interface WholeRuns {
   readonly unit: number;
   /** Whether the host can copy from there. */
   readonly accepts: (host: NonNullable<Run['host']>) => boolean;
+  /** Whether the host can bring a compressed cluster to its place by itself. */
+  readonly unpacks: (packed: NonNullable<Run['packed']>) => boolean;
 }
 
 /**
@@ -36,7 +39,7 @@ export async function* chunksOf(
   let open = null as Run | null;
   for await (const run of whole === null ? runs : byHost(runs, whole)) {
     stopIfAborted(signal);
-    const next = whole === null ? { ...run, host: null } : run;
+    const next = whole === null ? { ...run, host: null, packed: undefined } : run;
     if (open !== null && joins(open, next)) open = joined(open, next);
     else {
       if (open !== null) yield* pieces(open, whole);
@@ -113,8 +116,15 @@ export async function* widened(
 
 /** A part of a run, which lies in its part of the host. */
 function part(run: Run, start: number, end: number): Run {
-  const host = run.host === null ? null : { storage: run.host.storage, at: run.host.at + start - run.at };
-  return { ...run, at: start, length: end - start, host };
+  const shift = start - run.at;
+  const host = run.host === null ? null : { storage: run.host.storage, at: run.host.at + shift };
+  const { packed } = run;
+  if (packed === undefined) return { ...run, at: start, length: end - start, host };
+  return {
+    ...run,
+    ...{ at: start, length: end - start, host },
+    packed: { ...packed, first: packed.first + shift },
+  };
 }
 
 function asData(run: Run): Run {
@@ -122,8 +132,9 @@ function asData(run: Run): Run {
 }
 
 /** The parts of a run, of which only those that the host is to copy keep their place. */
-function split(run: Run, { least, unit, accepts }: WholeRuns): Run[] {
-  const plain = { ...run, host: null };
+function split(run: Run, { least, unit, accepts, unpacks }: WholeRuns): Run[] {
+  if (run.packed !== undefined && isAligned(run.at, unit) && unpacks(run.packed)) return [run];
+  const plain = { ...run, host: null, packed: undefined };
   if (run.kind !== 'data' || run.host === null || run.length < least() || !accepts(run.host)) return [plain];
   const start = alignUp(run.at, unit);
   const end = alignDown(run.at + run.length, unit);
@@ -138,6 +149,7 @@ function split(run: Run, { least, unit, accepts }: WholeRuns): Run[] {
 function joins(a: Run, b: Run): boolean {
   if (a.kind !== b.kind) return false;
   if (a.kind !== 'data') return true;
+  if (a.packed !== undefined || b.packed !== undefined) return false;
   if (a.host === null || b.host === null) return a.host === b.host;
   return a.host.storage === b.host.storage && a.host.at + a.length === b.host.at;
 }
@@ -148,7 +160,7 @@ function joined(a: Run, b: Run): Run {
 }
 
 function* pieces(run: Run, whole: WholeRuns | null): Generator<Chunk> {
-  if (run.kind !== 'data' || (whole !== null && run.host !== null)) {
+  if (run.kind !== 'data' || (whole !== null && (run.host !== null || run.packed !== undefined))) {
     yield run;
     return;
   }

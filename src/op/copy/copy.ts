@@ -5,7 +5,9 @@ import type { DiskImage } from '../../format/disk-image.ts';
 import { native } from '../../native/binding.ts';
 import { CHUNK, chunksOf, widened, type Chunk } from './chunks.ts';
 import { Cloner } from './clone.ts';
-import { Mover, type Batch } from './mover.ts';
+import type { Batch, Carrier, Delivery } from './carrier.ts';
+import { Mover } from './mover.ts';
+import { Packer } from './packer.ts';
 import type { Run, SourceDisk } from './source.ts';
 
 /** How a disk is copied into an image. */
@@ -81,7 +83,7 @@ export class CopyJob {
   readonly #target: DiskImage;
   readonly #options: CopyOptions;
   readonly #cloner: Cloner | null;
-  readonly #mover: Mover | null;
+  readonly #carrier: Carrier | null;
   readonly #idle: Uint8Array[] = [];
   /** Pieces that are being written. */
   readonly #writing = new Set<Promise<void>>();
@@ -96,8 +98,15 @@ export class CopyJob {
     this.#options = options;
     const plain = options.compress !== true;
     this.#cloner = options.share === true && plain ? Cloner.to(target.driver.data) : null;
-    const { rate, blank } = options;
-    this.#mover = plain && rate === undefined ? Mover.to(target, { blank, unit: this.#unit }) : null;
+    this.#carrier = this.#newCarrier();
+  }
+
+  /** What brings data to the target past JavaScript; null where it has to look at the bytes itself, or keep a rate. */
+  #newCarrier(): Carrier | null {
+    const { rate, blank, compress } = this.#options;
+    if (rate !== undefined) return null;
+    if (compress !== true) return Mover.to(this.#target, { blank, unit: this.#unit });
+    return this.#unit === this.#target.driver.granularity ? Packer.to(this.#target, blank) : null;
   }
 
   /** Bytes of zeroes in data that are looked for; 0: none. */
@@ -131,24 +140,24 @@ export class CopyJob {
 
   /** What is to be done, in the order of the disk; reading has begun. */
   async *#steps(): AsyncGenerator<Step> {
-    const mover = this.#mover;
+    const carrier = this.#carrier;
     for await (const chunk of this.#chunks()) {
       stopIfAborted(this.#options.signal);
-      const { at, length, kind, host } = chunk;
+      const { at, length, kind, host, packed } = chunk;
       const clones = kind === 'data' && host !== null && this.#clones(host);
-      if (kind === 'data' && host !== null && mover !== null && !clones) {
-        for (const batch of mover.add(chunk)) yield this.#batchStep(batch);
+      if (carrier !== null && kind === 'data' && (host !== null || packed !== undefined) && !clones) {
+        for (const batch of carrier.add(chunk)) yield this.#batchStep(carrier, batch);
         continue;
       }
       // Zeroes that need not be written do not end a batch.
-      if (mover !== null && !this.#isNothing(chunk))
-        for (const batch of mover.rest()) yield this.#batchStep(batch);
+      if (carrier !== null && !this.#isNothing(chunk))
+        for (const batch of carrier.rest()) yield this.#batchStep(carrier, batch);
       const bytes = kind === 'data' && !clones ? this.#read(chunk) : null;
       // Its turn comes later; until then a failure is nobody's.
       bytes?.catch(() => undefined);
       yield { end: at + length, ready: bytes, take: async () => this.#write(chunk, await bytes) };
     }
-    if (mover !== null) for (const batch of mover.rest()) yield this.#batchStep(batch);
+    if (carrier !== null) for (const batch of carrier.rest()) yield this.#batchStep(carrier, batch);
   }
 
   #isNothing({ kind }: Chunk): boolean {
@@ -159,22 +168,22 @@ export class CopyJob {
     return this.#cloner?.accepts(host) === true;
   }
 
-  #batchStep(batch: Batch): Step {
-    const looked = this.#mover?.look(batch) ?? Promise.resolve(null);
-    looked.catch(() => undefined);
+  #batchStep(carrier: Carrier, batch: Batch): Step {
+    const ready = carrier.prepare(batch);
+    ready.catch(() => undefined);
     const last = batch.at(-1);
     const end = last === undefined ? 0 : last.at + last.length;
-    return { end, ready: looked, take: () => this.#move(batch, looked) };
+    return { end, ready, take: () => this.#deliver(batch, ready) };
   }
 
-  async #move(batch: Batch, looked: Promise<Uint8Array | null>): Promise<void> {
-    let moving: { readonly done: Promise<{ readonly written: number; readonly zero: number }> } | undefined;
+  async #deliver(batch: Batch, ready: Promise<Delivery>): Promise<void> {
+    let moving: Awaited<ReturnType<Delivery>>;
     try {
-      moving = await this.#mover?.begin(batch, await looked);
+      const deliver = await ready;
+      moving = await deliver();
     } catch {
       return this.#moveSlowly(batch);
     }
-    if (moving === undefined) return;
     await this.#follow([
       moving.done.then(
         ({ written, zero }) => {
@@ -203,7 +212,7 @@ export class CopyJob {
   }
 
   #chunks(): AsyncGenerator<Chunk> {
-    const [cloner, mover] = [this.#cloner, this.#mover];
+    const [cloner, carrier] = [this.#cloner, this.#carrier];
     const { granularity } = this.#target.driver;
     const shared = Math.max(granularity, BLOCK);
     const unit = cloner === null ? Math.max(granularity, this.#unit) : Math.max(shared, this.#unit);
@@ -211,11 +220,12 @@ export class CopyJob {
       least: () => (cloner?.works === true ? Math.max(LEAST_SHARED, shared) : unit),
       unit,
       accepts: (host: NonNullable<Run['host']>) =>
-        cloner?.accepts(host) === true || (mover?.accepts(host) ?? false),
+        cloner?.accepts(host) === true || (carrier?.accepts(host) ?? false),
+      unpacks: (packed: NonNullable<Run['packed']>) => carrier?.unpacks(packed) ?? false,
     };
     const units = { unit: granularity, size: this.#source.size, absent: this.#options.compress === true };
     const runs = widened(this.#source.runs(), units);
-    return chunksOf(runs, cloner === null && mover === null ? null : whole, this.#options.signal);
+    return chunksOf(runs, cloner === null && carrier === null ? null : whole, this.#options.signal);
   }
 
   async #read({ at, length }: Chunk): Promise<Uint8Array> {
@@ -283,15 +293,14 @@ export class CopyJob {
 
   /** Moves a piece of any length, looking ahead; false where data cannot be moved. */
   async #moveAtOnce(chunk: Chunk): Promise<boolean> {
-    const { blank } = this.#options;
-    const mover = this.#mover === null ? null : Mover.to(this.#target, { blank, unit: this.#unit });
-    if (mover === null || chunk.host === null || !mover.accepts(chunk.host)) return false;
+    const carrier = this.#newCarrier();
+    if (carrier === null || chunk.host === null || !carrier.accepts(chunk.host)) return false;
     let next: Step | undefined;
     try {
-      for (const batch of batchesOf(mover, chunk)) {
+      for (const batch of batchesOf(carrier, chunk)) {
         stopIfAborted(this.#options.signal);
         const now = next;
-        next = this.#batchStep(batch);
+        next = this.#batchStep(carrier, batch);
         await now?.take();
       }
       await next?.take();
@@ -410,9 +419,9 @@ interface Part {
 }
 
 /** All batches of one piece. */
-function* batchesOf(mover: Mover, chunk: Chunk): Generator<Batch> {
-  yield* mover.add(chunk);
-  yield* mover.rest();
+function* batchesOf(carrier: Carrier, chunk: Chunk): Generator<Batch> {
+  yield* carrier.add(chunk);
+  yield* carrier.rest();
 }
 
 /** Resolves when all have ended; fails as the first of them. */

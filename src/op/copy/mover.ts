@@ -1,24 +1,26 @@
 import { SpindleError } from '../../core/errors.ts';
 import { native } from '../../native/binding.ts';
-import { FileStorage } from '../../storage/file.ts';
+import type { FileStorage } from '../../storage/file.ts';
 import type { DiskImage, FilledPlace } from '../../format/disk-image.ts';
+import {
+  Batches,
+  isPlainFile,
+  sumOf,
+  type Batch,
+  type Carrier,
+  type Delivery,
+  type HostPiece,
+  type Moved,
+} from './carrier.ts';
 import type { Chunk } from './chunks.ts';
-import type { Run } from './source.ts';
+import type { PackedRun, Run } from './source.ts';
 
 /** Bytes that are moved in one call, about. */
 const MOST_BYTES = 8 * 1024 * 1024;
 /** Pieces of one call. */
 const MOST_PIECES = 1024;
-
-/** A piece of the disk whose plain bytes lie in a file. Bytes. */
-export interface HostPiece {
-  readonly at: number;
-  readonly length: number;
-  readonly host: { readonly storage: FileStorage; readonly at: number };
-}
-
-/** Pieces of one file, in the order of the disk, that are moved together. */
-export type Batch = readonly HostPiece[];
+/** Bytes of zeroes that a file system can leave a hole of. */
+const BLOCK = 4096;
 
 /** How data is moved. */
 export interface MoverOptions {
@@ -28,23 +30,13 @@ export interface MoverOptions {
   readonly unit: number;
 }
 
-/** What moving a batch has done, or is going to do. Bytes. */
-export interface Moved {
-  readonly written: number;
-  readonly zero: number;
-}
-
-/**
- * Moves data from file to file in few large calls, without its passing through JavaScript. Pieces are collected first;
- * {@link look} finds the zeroes in a batch, ahead of its turn, and {@link begin} brings it to its place.
- */
-export class Mover {
+/** Moves plain data, or what compressed clusters hold, from file to file. Zeroes in plain data are looked for ahead. */
+export class Mover implements Carrier {
   readonly #target: DiskImage;
   readonly #file: FileStorage;
   readonly #options: MoverOptions;
+  readonly #batches = new Batches({ bytes: MOST_BYTES, pieces: MOST_PIECES });
   #works = true;
-  #pieces: HostPiece[] = [];
-  #bytes = 0;
 
   private constructor(target: DiskImage, file: FileStorage, options: MoverOptions) {
     this.#target = target;
@@ -55,33 +47,24 @@ export class Mover {
   /** A mover into `target`; null where its bytes are not plainly those of a file. */
   static to(target: DiskImage, options: MoverOptions): Mover | null {
     const { data } = target.driver;
-    return data instanceof FileStorage && !data.can.direct ? new Mover(target, data, options) : null;
+    return isPlainFile(data) ? new Mover(target, data, options) : null;
   }
 
-  /** Whether data can be moved from there. */
   accepts({ storage }: NonNullable<Run['host']>): boolean {
-    return this.#works && storage instanceof FileStorage && !storage.can.direct;
+    return this.#works && isPlainFile(storage);
   }
 
-  /** Takes a piece of data; yields the batches that are complete with it. */
-  *add({ at, length, host }: Chunk): Generator<Batch> {
-    if (host === null || !(host.storage instanceof FileStorage)) return;
-    const { storage } = host;
-    if (this.#pieces[0] !== undefined && this.#pieces[0].host.storage !== storage) yield* this.rest();
-    for (let done = 0; done < length;) {
-      const size = Math.min(length - done, MOST_BYTES - this.#bytes);
-      this.#pieces.push({ at: at + done, length: size, host: { storage, at: host.at + done } });
-      this.#bytes += size;
-      done += size;
-      if (this.#bytes >= MOST_BYTES || this.#pieces.length >= MOST_PIECES) yield* this.rest();
-    }
+  unpacks({ storage }: PackedRun): boolean {
+    // What a cluster holds is not known ahead, so that no zeroes can be made of it.
+    return this.#works && this.#inPassing && isPlainFile(storage);
   }
 
-  /** What has been taken and not been given back in a batch. */
-  *rest(): Generator<Batch> {
-    if (this.#pieces.length > 0) yield this.#pieces;
-    this.#pieces = [];
-    this.#bytes = 0;
+  add(chunk: Chunk): Generator<Batch> {
+    return this.#batches.add(chunk);
+  }
+
+  rest(): Generator<Batch> {
+    return this.#batches.rest();
   }
 
   /** Whether zeroes can be left out on the way: the target has no units, and is a hole where nothing is written. */
@@ -89,23 +72,28 @@ export class Mover {
     return this.#options.unit === 0 || (this.#options.blank && this.#target.driver.granularity === 1);
   }
 
+  async prepare(batch: Batch): Promise<Delivery> {
+    const zeroes = await this.#look(batch);
+    return () => this.begin(batch, zeroes);
+  }
+
   /** One byte a unit, 1 for zeroes; null where that need not be known. */
-  async look(batch: Batch): Promise<Uint8Array | null> {
+  async #look(batch: Batch): Promise<Uint8Array | null> {
     const [first] = batch;
     if (this.#inPassing || first === undefined) return null;
     const ranges = Float64Array.from(batch.flatMap(({ length, host }) => [host.at, length]));
     return native().zeroRanges(first.host.storage.fd, ranges, this.#options.unit);
   }
 
-  /** Begins to move a batch: all of it has its place when this resolves, and has been written when `done` has. */
+  /** Begins to move a batch; `zeroes`, one byte a unit, says which are zeroes, where that is known. */
   async begin(batch: Batch, zeroes: Uint8Array | null): Promise<{ readonly done: Promise<Moved> }> {
     const { data, zero } =
       zeroes === null ? { data: batch, zero: [] } : split(batch, zeroes, this.#options.unit);
     if (!this.#options.blank) for (const { at, length } of zero) await this.#target.zero(at, length);
-    const moved = { written: 0, zero: sum(zero) };
+    const moved = { written: 0, zero: sumOf(zero) };
     const { done } = await this.#target.beginFill(data, async (places) => {
       moved.written = await this.#copy(data, places);
-      moved.zero += sum(data) - moved.written;
+      moved.zero += sumOf(data) - moved.written;
     });
     return { done: done.then(() => moved) };
   }
@@ -113,8 +101,7 @@ export class Mover {
   async #copy(data: Batch, places: readonly FilledPlace[]): Promise<number> {
     const [first] = data;
     if (first === undefined) return 0;
-    const runs: number[] = [];
-    let end = 0;
+    const runs: MovedRun[] = [];
     let piece = 0;
     for (const { guest, storage, at, length } of places) {
       if (storage !== this.#file) {
@@ -123,16 +110,47 @@ export class Mover {
         throw new SpindleError('UNSUPPORTED', 'only plain data can be moved');
       }
       while (piece + 1 < data.length && (data[piece + 1]?.at ?? 0) <= guest) piece++;
-      const from = data[piece] ?? first;
-      runs.push(from.host.at + guest - from.at, at, length);
-      end = Math.max(end, at + length);
+      const { packed, host, at: start } = data[piece] ?? first;
+      const shift = guest - start;
+      runs.push(
+        packed === undefined
+          ? { from: host.at + shift, to: at, length, packed: 0, first: 0 }
+          : { from: packed.at, to: at, length, packed: packed.length, first: packed.first + shift },
+      );
     }
-    const source = first.host.storage.fd;
-    const skip = this.#inPassing ? this.#options.unit : 0;
-    const written = await native().copyRuns(source, this.#file.fd, Float64Array.from(runs), skip);
+    const written = await move(data, this.#file, runs, this.#skip(places));
+    const end = runs.reduce((most, { to, length }) => Math.max(most, to + length), 0);
     this.#file.changed(Math.min(end, this.#file.size));
     return written;
   }
+
+  /** Bytes of zeroes that need not be written to these places; 0: all are. */
+  #skip(places: readonly FilledPlace[]): number {
+    const { unit } = this.#options;
+    if (this.#inPassing || unit === 0) return unit;
+    return places.every(({ fresh }) => fresh?.clean === true) ? Math.min(unit, BLOCK) : 0;
+  }
+}
+
+/** Bytes to be moved, as `expandPieces` takes them. */
+interface MovedRun {
+  readonly from: number;
+  readonly to: number;
+  readonly length: number;
+  readonly packed: number;
+  readonly first: number;
+}
+
+/** Moves runs of the file that `data` lies in; the bytes that were written. */
+function move(data: Batch, target: FileStorage, runs: readonly MovedRun[], skip: number): Promise<number> {
+  const source = data[0]?.host.storage.fd ?? -1;
+  const packing = data.find(({ packed }) => packed !== undefined)?.packed?.packing;
+  if (packing === undefined) {
+    const list = runs.flatMap(({ from, to, length }) => [from, to, length]);
+    return native().copyRuns(source, target.fd, Float64Array.from(list), skip);
+  }
+  const list = runs.flatMap(({ from, to, length, packed, first }) => [from, to, length, packed, first]);
+  return native().expandPieces(source, target.fd, Float64Array.from(list), packing, skip);
 }
 
 /** The parts of a batch that are data, and those that are zeroes, neighbours joined. */
@@ -157,8 +175,4 @@ function split(
     index += units;
   }
   return { data, zero };
-}
-
-function sum(pieces: readonly HostPiece[]): number {
-  return pieces.reduce((bytes, { length }) => bytes + length, 0);
 }

@@ -1,5 +1,8 @@
+import { alignDown } from '../../core/align.ts';
+import type { Packing } from '../../core/codec.ts';
 import { readPadded } from '../../core/read.ts';
 import type { Storage } from '../../core/storage.ts';
+import type { Streams } from '../../format/driver.ts';
 import type { Image } from '../../format/image.ts';
 import { blockStatus, layerStatus } from '../../format/status.ts';
 import { native } from '../../native/binding.ts';
@@ -13,6 +16,19 @@ export interface Run {
   readonly kind: 'data' | 'zero' | 'absent';
   /** Where the plain bytes of the run are; null where only reading the disk gives them. */
   readonly host: { readonly storage: Storage; readonly at: number } | null;
+  /** Where the compressed cluster is that the run is, or is a part of. */
+  readonly packed?: PackedRun | undefined;
+}
+
+/** A compressed cluster in a storage. Bytes. */
+export interface PackedRun {
+  readonly storage: Storage;
+  readonly packing: Packing;
+  /** The sectors that its stream lies in. */
+  readonly at: number;
+  readonly length: number;
+  /** Of the cluster, before the run. */
+  readonly first: number;
 }
 
 /** A disk to copy from. Offsets and lengths are bytes. */
@@ -56,12 +72,32 @@ async function* imageRuns(image: Image, topOnly: boolean, start = 0, end = image
   }
   for (let at = start; at < end;) {
     const ask = topOnly ? layerStatus : blockStatus;
-    const { length, zero, data, host, layer } = await ask(image, at, end - at);
+    const { length, zero, data, host, layer, compressed } = await ask(image, at, end - at);
+    const { streams } = layer.driver;
+    if (compressed && streams !== undefined) {
+      yield* packedRuns(streams, at, length);
+      at += length;
+      continue;
+    }
     const kind = zero ? 'zero' : data ? 'data' : 'absent';
     // What is reserved in a qcow2 image may hold anything; a hole of a raw one is what it reads as.
     const readable = kind === 'data' || (kind === 'zero' && layer.format === 'raw');
     yield { at, length, kind, host: readable ? host : null };
     at += length;
+  }
+}
+
+/** The compressed clusters of a range, one by one. */
+async function* packedRuns(streams: Streams, start: number, length: number): AsyncGenerator<Run> {
+  const { packing, storage } = streams;
+  const { clusterSize } = packing;
+  for (let at = start; at < start + length;) {
+    const cluster = alignDown(at, clusterSize);
+    const place = await streams.place(cluster);
+    const packed = { packing, storage, at: place.offset, length: place.length, first: at - cluster };
+    const end = Math.min(cluster + clusterSize, start + length);
+    yield { at, length: end - at, kind: 'data', host: null, packed };
+    at = end;
   }
 }
 

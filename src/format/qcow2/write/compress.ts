@@ -8,7 +8,7 @@ import { CompressionType, CryptMethod, Incompatible } from '../layout.ts';
 import type { Metadata } from '../metadata.ts';
 import type { Allocator, ClusterRun } from './allocator.ts';
 import type { ClusterKinds } from './cluster-kinds.ts';
-import { giveEntry, type L2Editor, type L2Entry } from './l2-editor.ts';
+import { giveEntry, NOWHERE, type L2Editor, type L2Entry } from './l2-editor.ts';
 import type { OrderedCache } from './ordered-cache.ts';
 import type { Refcounts } from './refcounts.ts';
 
@@ -24,6 +24,12 @@ export interface PackerHost {
   readonly refcounts: Refcounts;
   /** Makes the file long enough for a write that ends at `end`. */
   readonly reach: (end: number) => Promise<void>;
+}
+
+/** The stream of a guest cluster. */
+export interface NewStream {
+  readonly cluster: number;
+  readonly stream: Uint8Array;
 }
 
 /** A place for a stream: its host offset, and the clusters that got a reference for it. */
@@ -57,32 +63,49 @@ export class StreamPacker {
   }
 
   /**
-   * Writes the stream of a guest cluster and points its entry, which is `old` up to now, to it. A failure leaves `old`
-   * in place. The host offset of the stream.
+   * Writes the streams of guest clusters and points their entries, which `entryOf` gives, to them. A failure leaves the old
+   * entries of those that were not pointed to yet in place. The host offsets of the streams.
    */
-  async write(cluster: number, stream: Uint8Array, old: L2Entry): Promise<number> {
-    const { storage, geometry, cache, kinds, reach } = this.#host;
+  async write(
+    streams: readonly NewStream[],
+    entryOf: (cluster: number) => Promise<L2Entry>,
+  ): Promise<number[]> {
+    const { storage, geometry, cache } = this.#host;
     const [allocator, editor] = [this.#allocator, this.#editor];
-    await editor.ensureTable(cluster);
-    const { at, run } = await this.#reserve(stream.length);
+    const places: StreamPlace[] = [];
+    const old: L2Entry[] = [];
+    for (const { cluster } of streams) old.push(await entryOf(cluster));
+    let linked = 0;
     try {
-      // An entry has fewer bits for the offset of a stream than for that of a cluster.
-      if (at + stream.length > 2 ** Math.min(53, 70 - geometry.clusterBits)) {
-        throw new SpindleError('LIMIT', 'compressed clusters cannot lie this far into the file');
+      for (const { cluster, stream } of streams) {
+        await editor.ensureTable(cluster);
+        places.push(await this.#reserve(stream.length));
+        await this.#reach(places.at(-1)?.at ?? 0, stream.length);
       }
-      kinds.check(at, stream.length);
-      await reach(at + stream.length);
-      await storage.write(stream, at);
+      for (const { bytes, at } of inOneGo(streams, places)) await storage.write(bytes, at);
       cache.noteWritten();
-      const [hi, lo] = encodeCompressed(at, stream.length, geometry.clusterBits);
-      await editor.set(cluster, { hi, lo, zeros: 0, data: 0 });
+      for (const [index, { cluster, stream }] of streams.entries()) {
+        const [hi, lo] = encodeCompressed(places[index]?.at ?? 0, stream.length, geometry.clusterBits);
+        await editor.set(cluster, { hi, lo, zeros: 0, data: 0 });
+        linked++;
+        giveEntry(old[index] ?? NOWHERE, geometry, allocator);
+      }
     } catch (error) {
       this.#end = null;
-      await allocator.takeBack(run);
+      for (const { run } of places.slice(linked)) await allocator.takeBack(run);
       throw error;
     }
-    giveEntry(old, geometry, allocator);
-    return at;
+    return places.map(({ at }) => at);
+  }
+
+  async #reach(at: number, length: number): Promise<void> {
+    const { kinds, reach, geometry } = this.#host;
+    // An entry has fewer bits for the offset of a stream than for that of a cluster.
+    if (at + length > 2 ** Math.min(53, 70 - geometry.clusterBits)) {
+      throw new SpindleError('LIMIT', 'compressed clusters cannot lie this far into the file');
+    }
+    kinds.check(at, length);
+    await reach(at + length);
   }
 
   /** Room after the last stream where it fits or the next cluster is free, else at the start of a free cluster. */
@@ -127,6 +150,39 @@ export class StreamPacker {
   }
 }
 
+/** Streams whose bytes and whose places follow one another, as one. */
+function* inOneGo(
+  streams: readonly NewStream[],
+  places: readonly StreamPlace[],
+): Generator<{ readonly bytes: Uint8Array; readonly at: number }> {
+  let open = null as { readonly bytes: Uint8Array; readonly at: number } | null;
+  for (const [index, { stream }] of streams.entries()) {
+    const at = places[index]?.at ?? 0;
+    if (open !== null && follows(open.bytes, stream) && at === open.at + open.bytes.length) {
+      const length = open.bytes.length + stream.length;
+      open = { bytes: new Uint8Array(open.bytes.buffer, open.bytes.byteOffset, length), at: open.at };
+      continue;
+    }
+    if (open !== null) yield open;
+    open = { bytes: stream, at };
+  }
+  if (open !== null) yield open;
+}
+
+/** Whether bytes lie right after others in one buffer. */
+function follows(before: Uint8Array, after: Uint8Array): boolean {
+  return after.buffer === before.buffer && after.byteOffset === before.byteOffset + before.length;
+}
+
+/** Why an image cannot hold compressed clusters; null when it can. */
+export function whyIncompressible(header: Metadata['header']): string | null {
+  // The format has no encrypted streams: the data would be there for all to read.
+  if (header.cryptMethod !== CryptMethod.NONE) return 'an encrypted image cannot hold compressed clusters';
+  if ((header.incompatible.lo & Incompatible.DATA_FILE) !== 0)
+    return 'an image with an external data file cannot hold compressed clusters';
+  return null;
+}
+
 /**
  * Refuses what cannot be written compressed.
  * @throws SpindleError UNSUPPORTED for an image that cannot hold compressed clusters, BAD_OPTION for a range that is not
@@ -134,16 +190,8 @@ export class StreamPacker {
  */
 export function checkCompressible(metadata: Metadata, at: number, length: number): void {
   const { header, geometry, size } = metadata;
-  if (header.cryptMethod !== CryptMethod.NONE) {
-    // The format has no encrypted streams: the data would be there for all to read.
-    throw new SpindleError('UNSUPPORTED', 'an encrypted image cannot hold compressed clusters');
-  }
-  if ((header.incompatible.lo & Incompatible.DATA_FILE) !== 0) {
-    throw new SpindleError(
-      'UNSUPPORTED',
-      'an image with an external data file cannot hold compressed clusters',
-    );
-  }
+  const why = whyIncompressible(header);
+  if (why !== null) throw new SpindleError('UNSUPPORTED', why);
   const { clusterSize } = geometry;
   const end = at + length;
   if (isAligned(at, clusterSize) && (isAligned(end, clusterSize) || end === size)) return;

@@ -1,14 +1,23 @@
-import type { Codec } from '../../../core/codec.ts';
+import type { Codec, Packing } from '../../../core/codec.ts';
 import { isSpindleError, SpindleError } from '../../../core/errors.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../../../core/storage.ts';
 import type { Working } from '../../../core/working.ts';
-import type { DataMapping, FormatDriver, FreshPlace, Mapping, ResizeTools } from '../../driver.ts';
+import type {
+  ClusterStream,
+  DataMapping,
+  FormatDriver,
+  FreshPlace,
+  Mapping,
+  ResizeTools,
+  Streams,
+} from '../../driver.ts';
 import { amendQcow2, checkAmend, type Amending, type FormatChange } from '../amend/amend.ts';
 import { lockedData } from '../../crypto/encrypted-storage.ts';
+import { packingOf } from '../compressed.ts';
 import { Qcow2Driver } from '../driver.ts';
 import { CryptMethod, Incompatible } from '../layout.ts';
 import { readMetadata, type Metadata } from '../metadata.ts';
-import { checkCompressible, compressInOrder, compressorOf } from './compress.ts';
+import { checkCompressible, compressInOrder, compressorOf, whyIncompressible } from './compress.ts';
 import { setIncompatible } from './dirty-mark.ts';
 import { emptyDisk } from './empty.ts';
 import { LiveBitmaps } from './live-bitmaps.ts';
@@ -147,12 +156,34 @@ export class Qcow2WriteDriver implements FormatDriver {
     checkCompressible(this.metadata, at, from.length);
     const { clusterSize } = this.metadata.geometry;
     const link = async (stream: Uint8Array, where: number): Promise<void> => {
-      const write = (): Promise<number> => this.writer.compressedWrite(where / clusterSize, stream);
-      const host = await this.#changing(where, Math.min(clusterSize, this.size - where), write);
-      this.#reader.forgetCompressed(host);
+      await this.writeStreams([{ at: where, bytes: stream }]);
     };
     const compress = compressorOf(this.metadata, this.#codec);
     await compressInOrder(from, at, { clusterSize, compress, link, plain });
+  }
+
+  get streams(): Streams {
+    return this.#reader.streams;
+  }
+
+  get packing(): Packing | undefined {
+    const { header, geometry } = this.metadata;
+    return whyIncompressible(header) === null
+      ? packingOf(header.compressionType, geometry.clusterSize)
+      : undefined;
+  }
+
+  /** See {@link FormatDriver.writeStreams}. @throws SpindleError UNSUPPORTED, BAD_OPTION, and as other writes do */
+  async writeStreams(streams: readonly ClusterStream[]): Promise<void> {
+    const { clusterSize } = this.metadata.geometry;
+    for (const { at } of streams) {
+      const length = Math.min(clusterSize, this.size - at);
+      checkCompressible(this.metadata, at, length);
+      await this.record(at, length);
+    }
+    const list = streams.map(({ at, bytes }) => ({ cluster: at / clusterSize, stream: bytes }));
+    const hosts = await this.#guarded(() => this.writer.compressedWrites(list));
+    for (const host of hosts) this.#reader.forgetCompressed(host);
   }
 
   #guardedPlace(fresh: FreshPlace): FreshPlace {

@@ -14,7 +14,7 @@ import { ClusterKinds, KIND_OF_RANK } from './cluster-kinds.ts';
 import { claimMetadata, claimSnapshots } from './claim.ts';
 import { DirtyMark } from './dirty-mark.ts';
 import { checkEntry, hostOf, isBlank } from './entry-check.ts';
-import { StreamPacker } from './compress.ts';
+import { StreamPacker, type NewStream } from './compress.ts';
 import {
   ALL,
   giveEntry,
@@ -140,13 +140,15 @@ export class Qcow2Writer {
     });
   }
 
-  /** Stores a guest cluster as a compressed stream. The host offset of the stream. */
-  compressedWrite(cluster: number, stream: Uint8Array): Promise<number> {
+  /** Stores guest clusters as compressed streams. The host offsets of these. */
+  compressedWrites(streams: readonly NewStream[]): Promise<number[]> {
     return this.mutex.run(async () => {
       await this.#makeRoom();
-      const entry = await this.editor.entry(cluster);
-      this.#checkEntry(entry, cluster);
-      return this.#packer.write(cluster, stream, entry);
+      return this.#packer.write(streams, async (cluster) => {
+        const entry = await this.editor.entry(cluster);
+        this.#checkEntry(entry, cluster);
+        return entry;
+      });
     });
   }
 
