@@ -44,11 +44,11 @@ pub fn data_runs(fd: i32, offset: u64, length: u64, limit: u64) -> Outcome<Vec<u
 }
 
 #[cfg(any(target_os = "linux", target_os = "macos", target_os = "freebsd"))]
-use libc::{SEEK_DATA, SEEK_HOLE};
+pub use libc::{SEEK_DATA, SEEK_HOLE};
 #[cfg(not(any(target_os = "linux", target_os = "macos", target_os = "freebsd")))]
-const SEEK_DATA: i32 = i32::MAX;
+pub const SEEK_DATA: i32 = i32::MAX;
 #[cfg(not(any(target_os = "linux", target_os = "macos", target_os = "freebsd")))]
-const SEEK_HOLE: i32 = i32::MAX;
+pub const SEEK_HOLE: i32 = i32::MAX;
 
 /// lseek(2).
 pub fn seek(fd: i32, at: u64, whence: i32) -> Outcome<u64> {

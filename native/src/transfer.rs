@@ -1,8 +1,8 @@
 //! Many ranges of one file to another in one call, and looking for zeroes in many.
 
 use crate::failure::{Failure, Outcome, end_of, status_flags};
-use crate::sparse::data_runs;
-use crate::zero::zero_units;
+use crate::sparse::{SEEK_DATA, SEEK_HOLE, seek};
+use crate::zero::{is_zero, zero_units};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -123,7 +123,40 @@ impl Source {
         Ok(())
     }
 
-    /// The first data within a range; at its end, and empty, where there is none.
+    /// Whether a range is all zeroes; of data that is not, little is read.
+    fn is_zero(&mut self, buffer: &mut Vec<u8>, start: u64, end: u64) -> Outcome<bool> {
+        let mut at = start;
+        let mut step = FIRST;
+        while at < end {
+            let (data, stop) = self.next_data(at, end - at)?;
+            let length = usize::try_from(stop - data).map_or(step, |rest| rest.min(step));
+            if length > 0 && !is_zero(self.fill(buffer, data, length)?) {
+                return Ok(false);
+            }
+            at = data + length as u64;
+            step = STEP;
+        }
+        Ok(true)
+    }
+
+    /// Has the kernel begin to read, as far as it is not in memory: what is read of a range may be here and there.
+    #[cfg(target_os = "linux")]
+    fn wanted_soon(&self, at: u64, length: u64) {
+        // SAFETY: plain numbers; it is advice, whatever comes of it.
+        let _ = unsafe {
+            libc::posix_fadvise(
+                self.file.as_raw_fd(),
+                at as libc::off_t,
+                length as libc::off_t,
+                libc::POSIX_FADV_WILLNEED,
+            )
+        };
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn wanted_soon(&self, _at: u64, _length: u64) {}
+
+    /// The first data within a range, or the start of it; at its end, and empty, where there is none.
     fn next_data(&mut self, at: u64, length: u64) -> Outcome<(u64, u64)> {
         let end = end_of(at, length, READ)?;
         if !self.holes {
@@ -133,17 +166,29 @@ impl Source {
         if start <= at && at < stop {
             return Ok((at, stop.min(end)));
         }
-        let found = data_runs(self.file.as_raw_fd(), at, i64::MAX as u64 - at, 1)?;
-        if let [start, stop] = found[..] {
-            self.data = (start, stop);
-            return Ok((start.min(end), stop.min(end)));
+        match seek(self.file.as_raw_fd(), at, SEEK_DATA) {
+            // Where it ends is not asked: that takes as long as there are extents up to there.
+            Ok(start) if start == at => Ok((at, end.min(at + STEP as u64))),
+            Ok(start) if start >= end => Ok((end, end)),
+            Ok(start) => {
+                // After a hole, the next is near for the most part.
+                let stop = seek(self.file.as_raw_fd(), start, SEEK_HOLE).unwrap_or(end);
+                self.data = (start, stop);
+                Ok((start, stop.clamp(start, end)))
+            }
+            // Nothing but a hole: up to the end of the file, and not further.
+            Err(failure) if failure.errno == libc::ENXIO => {
+                let size = self.file.metadata().map_or(0, |about| about.len());
+                if size < end {
+                    return Err(Failure::new(libc::EIO, READ));
+                }
+                Ok((end, end))
+            }
+            Err(_) => {
+                self.holes = false;
+                Ok((at, end))
+            }
         }
-        // Nothing but a hole: up to the end of the file, and not further.
-        let size = self.file.metadata().map_or(0, |about| about.len());
-        if size < end {
-            return Err(Failure::new(libc::EIO, READ));
-        }
-        Ok((end, end))
     }
 }
 
@@ -172,20 +217,23 @@ pub fn put(target: &File, bytes: &[u8], at: u64, skip: usize) -> Outcome<u64> {
     Ok(written)
 }
 
+/// What is read of a unit first: that mostly tells.
+const FIRST: usize = 4096;
+
 /// One byte a unit of each range (offset, length), the ranges one after the other: 1 where it is all zeroes. The last
 /// unit of a range may be short.
 pub fn zero_ranges(fd: RawFd, ranges: &[(u64, u64)], unit: usize) -> Outcome<Vec<u8>> {
     let mut source = Source::new(fd, true)?;
-    let step = STEP.div_ceil(unit) * unit;
     let mut found = Vec::new();
     BUFFER.with_borrow_mut(|buffer| {
         for &(at, length) in ranges {
-            end_of(at, length, READ)?;
-            let mut done = 0;
-            while done < length {
-                let part = usize::try_from(length - done).map_or(step, |rest| rest.min(step));
-                found.extend(zero_units(source.fill(buffer, at + done, part)?, unit));
-                done += part as u64;
+            let end = end_of(at, length, READ)?;
+            source.wanted_soon(at, length);
+            let mut here = at;
+            while here < end {
+                let stop = end.min(here.saturating_add(unit as u64));
+                found.push(u8::from(source.is_zero(buffer, here, stop)?));
+                here = stop;
             }
         }
         Ok(found)

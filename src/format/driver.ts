@@ -38,9 +38,15 @@ export interface Streams {
   readonly storage: Storage;
   /**
    * Where the stream of the cluster at guest offset `at`, a multiple of its size, lies: within the `length` bytes from
-   * `offset` on, which may pass the end of the storage. @throws SpindleError BAD_ENTRY, LIMIT
+   * `offset` on, which may pass the end of the storage. Synchronous where the table is in memory. @throws SpindleError BAD_ENTRY, LIMIT
    */
-  place(at: number): Promise<{ readonly offset: number; readonly length: number }>;
+  place(at: number): StreamSectors | Promise<StreamSectors>;
+}
+
+/** Where a stream lies. Bytes. */
+export interface StreamSectors {
+  readonly offset: number;
+  readonly length: number;
 }
 
 /** The cluster at guest offset `at`, compressed. */

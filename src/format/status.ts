@@ -20,24 +20,46 @@ export interface BlockStatus {
   readonly host: { readonly storage: Storage; readonly at: number } | null;
 }
 
-/** The status of the first run at `at`, 1 to `length` bytes, through the whole backing chain. */
-export async function blockStatus(image: Image, at: number, length: number): Promise<BlockStatus> {
-  let layer = image;
-  let bytes = length;
-  for (let depth = 0; ; depth++) {
-    const status = await layerStatus(layer, at, Math.min(bytes, layer.size - at), depth);
-    if (status.zero || status.data || layer.backing === null) return status;
-    bytes = status.length;
-    layer = layer.backing;
-  }
+/**
+ * The status of the first run at `at`, 1 to `length` bytes, through the whole backing chain. Synchronous where all tables
+ * that it takes are in memory.
+ */
+export function blockStatus(
+  image: Image,
+  at: number,
+  length: number,
+  depth = 0,
+): BlockStatus | Promise<BlockStatus> {
+  const status = layerStatus(image, at, Math.min(length, image.size - at), depth);
+  const orBelow = (found: BlockStatus): BlockStatus | Promise<BlockStatus> =>
+    found.zero || found.data || image.backing === null
+      ? found
+      : blockStatus(image.backing, at, found.length, depth + 1);
+  return status instanceof Promise ? status.then(orBelow) : orBelow(status);
 }
 
 /**
  * The status of one layer alone. A range that the layer leaves to its backing file comes out neither zero nor data,
  * unless there is nothing below at `at`: then it is zero, though not allocated.
  */
-export async function layerStatus(layer: Image, at: number, length: number, depth = 0): Promise<BlockStatus> {
-  const mapping = await preciseMapping(layer, at, length);
+export function layerStatus(
+  layer: Image,
+  at: number,
+  length: number,
+  depth = 0,
+): BlockStatus | Promise<BlockStatus> {
+  const mapping = preciseMapping(layer, at, length);
+  return mapping instanceof Promise
+    ? mapping.then((found) => statusOf(found, layer, at, depth))
+    : statusOf(mapping, layer, at, depth);
+}
+
+function statusOf(
+  mapping: Mapping,
+  layer: Image,
+  at: number,
+  depth: number,
+): BlockStatus | Promise<BlockStatus> {
   const plain = { length: mapping.length, compressed: false, depth, layer };
   switch (mapping.kind) {
     case 'data':
@@ -59,12 +81,16 @@ export async function layerStatus(layer: Image, at: number, length: number, dept
   }
 }
 
-async function preciseMapping(layer: Image, at: number, length: number): Promise<Mapping> {
-  try {
-    return await layer.driver.map(at, length, true);
-  } catch (error) {
+function preciseMapping(layer: Image, at: number, length: number): Mapping | Promise<Mapping> {
+  const named = (error: unknown): never => {
     if (error instanceof SpindleError) error.path ??= layer.name;
     throw error;
+  };
+  try {
+    const mapping = layer.driver.map(at, length, true);
+    return mapping instanceof Promise ? mapping.catch(named) : mapping;
+  } catch (error) {
+    return named(error);
   }
 }
 
@@ -75,10 +101,10 @@ function reserved(
   return at === undefined || encrypted === true ? null : { storage: layer.driver.data, at };
 }
 
-async function dataStatus(
+function dataStatus(
   mapping: Extract<Mapping, { kind: 'data' }>,
   plain: Pick<BlockStatus, 'length' | 'compressed' | 'depth' | 'layer'>,
-): Promise<BlockStatus> {
+): BlockStatus | Promise<BlockStatus> {
   const { storage, at } = mapping;
   const status = {
     ...plain,
@@ -87,12 +113,20 @@ async function dataStatus(
     zero: false,
     host: mapping.encrypted ? null : { storage, at },
   };
-  // Asked only where the answer is waited for: it reads the file, which may be closed by then.
-  if (mapping.encrypted || !(await plain.layer.driver.sparseData())) return status;
+  if (mapping.encrypted) return status;
+  const sparse = plain.layer.driver.sparseData();
+  if (sparse === false) return status;
+  return sparse === true
+    ? sparseStatus(status, storage, at)
+    : sparse.then((found) => (found ? sparseStatus(status, storage, at) : status));
+}
+
+/** The status of data that may lie in a hole of the file. */
+async function sparseStatus(status: BlockStatus, storage: Storage, at: number): Promise<BlockStatus> {
   if (at >= storage.size) return { ...status, zero: true };
-  const there = await storage.extent(at, Math.min(plain.length, storage.size - at));
+  const there = await storage.extent(at, Math.min(status.length, storage.size - at));
   const zero = (there.flags & ExtentFlag.ZERO) !== 0;
   // What lies past the end of the file reads as zeroes too, so a hole that reaches the end covers the whole run.
   if (zero && at + there.length >= storage.size) return { ...status, zero };
-  return { ...status, zero, length: Math.min(plain.length, there.length) };
+  return { ...status, zero, length: Math.min(status.length, there.length) };
 }

@@ -42,9 +42,9 @@ export async function planCommit(path: string, options: CommitOptions = {}): Pro
     if (base === null)
       throw new SpindleError('IN_USE', 'its backing chain was changed a moment ago; try again', { path });
     const sum = { read: 0, zero: 0, absent: 0 };
-    for await (const { kind, length } of aboveSource(top, base).runs()) {
+    for await (const runs of aboveSource(top, base).runs()) {
       stopIfAborted(signal);
-      sum[kind === 'data' ? 'read' : kind] += length;
+      for (const { kind, length } of runs) sum[kind === 'data' ? 'read' : kind] += length;
     }
     const size = Math.max(base.size, top.size);
     return { base: chain[index]?.path ?? '', from: base.size, size, ...sum };

@@ -290,7 +290,9 @@ class Cursor {
     if (offset < this.#run.end) return this.#run;
     if (offset >= size) this.#run = { start: offset, end: Infinity, status: null };
     else {
-      const status = await during('status', name, () => blockStatus(this.#image, offset, size - offset));
+      const status = await during('status', name, async () =>
+        blockStatus(this.#image, offset, size - offset),
+      );
       this.#run = { start: offset, end: offset + status.length, status };
     }
     return this.#run;

@@ -79,11 +79,13 @@ async function amounts(
   { signal }: Working,
 ): Promise<Pick<ConvertPlan, 'read' | 'shared' | 'zero' | 'absent'>> {
   const sum = { read: 0, shared: 0, zero: 0, absent: 0 };
-  for await (const { length, kind, host } of disk.runs()) {
+  for await (const runs of disk.runs()) {
     stopIfAborted(signal);
-    if (kind !== 'data') sum[kind] += length;
-    else if (device !== undefined && host !== null && isOn(host.storage, device)) sum.shared += length;
-    else sum.read += length;
+    for (const { length, kind, host } of runs) {
+      if (kind !== 'data') sum[kind] += length;
+      else if (device !== undefined && host !== null && isOn(host.storage, device)) sum.shared += length;
+      else sum.read += length;
+    }
   }
   return sum;
 }

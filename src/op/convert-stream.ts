@@ -15,7 +15,7 @@ import { MemoryStorage } from '../storage/memory.ts';
 import { CHUNK } from './copy/chunks.ts';
 import { CopyJob } from './copy/copy.ts';
 import { layOut, type Piece } from './copy/layout.ts';
-import { imageSource, joinedSource, type SourceDisk } from './copy/source.ts';
+import { imageSource, joinedSource, type Run, type SourceDisk } from './copy/source.ts';
 import type { ConvertOptions, ConvertSource, NewTarget } from './convert.ts';
 import { createFilled, decide, type Created, type CreateRequest } from './create.ts';
 import { openImageFile } from './open.ts';
@@ -54,7 +54,7 @@ async function* rawBytes(
   { signal, onProgress }: Working,
 ): AsyncGenerator<Uint8Array> {
   const zeroes = new Uint8Array(CHUNK);
-  for await (const { at, length, kind } of disk.runs()) {
+  const bytesOf = async function* ({ at, length, kind }: Run): AsyncGenerator<Uint8Array> {
     for (let done = 0; done < length;) {
       stopIfAborted(signal);
       const part = Math.min(CHUNK, length - done);
@@ -67,7 +67,8 @@ async function* rawBytes(
       done += part;
       onProgress?.(at + done, size);
     }
-  }
+  };
+  for await (const runs of disk.runs()) for (const run of runs) yield* bytesOf(run);
   if (size > disk.size) yield zeroes.subarray(0, size - disk.size);
 }
 

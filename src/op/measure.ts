@@ -111,13 +111,15 @@ async function dataClusters(
   let count = 0;
   /** Clusters from this one on are not counted yet. */
   let next = 0;
-  for await (const { at, length, kind } of disk.runs()) {
+  for await (const runs of disk.runs()) {
     stopIfAborted(signal);
-    if (kind !== 'data') continue;
-    const first = Math.max(next, Math.floor(at / clusterSize));
-    const end = divUp(at + length, clusterSize);
-    count += Math.max(0, end - first);
-    next = Math.max(next, end);
+    for (const { at, length, kind } of runs) {
+      if (kind !== 'data') continue;
+      const first = Math.max(next, Math.floor(at / clusterSize));
+      const end = divUp(at + length, clusterSize);
+      count += Math.max(0, end - first);
+      next = Math.max(next, end);
+    }
   }
   return count;
 }

@@ -28,7 +28,7 @@ export class Qcow2Driver extends ReadOnlyDriver {
   readonly #compressed: CompressedClusters;
   /** Null where the image is not encrypted. */
   readonly #plain: PlainData | null;
-  #sparse: Promise<boolean> | undefined;
+  #sparse: boolean | Promise<boolean> | undefined;
 
   private constructor(
     storage: Storage,
@@ -172,12 +172,15 @@ export class Qcow2Driver extends ReadOnlyDriver {
     };
   }
 
-  async #streamAt(at: number): Promise<CompressedPlace> {
+  #streamAt(at: number): CompressedPlace | Promise<CompressedPlace> {
     const { clusterSize, l1Coverage } = this.metadata.geometry;
     const l1Index = Math.floor(at / l1Coverage);
     const index = Math.floor((at - l1Index * l1Coverage) / clusterSize);
-    const slice = await this.#tables.slice(this.#l1.l2Offset(l1Index), index);
-    return compressedAt(this.#rules, { ...slice, index, cluster: Math.floor(at / clusterSize) });
+    const slice = this.#tables.slice(this.#l1.l2Offset(l1Index), index);
+    const cluster = Math.floor(at / clusterSize);
+    return slice instanceof Promise
+      ? slice.then((loaded) => compressedAt(this.#rules, { ...loaded, index, cluster }))
+      : compressedAt(this.#rules, { ...slice, index, cluster });
   }
 
   async #readOne(into: Uint8Array, at: number, within: number): Promise<void> {
@@ -200,8 +203,8 @@ export class Qcow2Driver extends ReadOnlyDriver {
     this.#compressed.forget(offset);
   }
 
-  override sparseData(): Promise<boolean> {
-    this.#sparse ??= looksPreallocated(this.#storage, this.metadata);
+  override sparseData(): boolean | Promise<boolean> {
+    this.#sparse ??= looksPreallocated(this.#storage, this.metadata).then((found) => (this.#sparse = found));
     return this.#sparse;
   }
 

@@ -2,6 +2,9 @@ import type { Image } from '../../format/image.ts';
 import { layerStatus } from '../../format/status.ts';
 import type { Run, SourceDisk } from './source.ts';
 
+/** Runs that are given at once. */
+const LIST = 512;
+
 /**
  * What the layers of a chain above `base` hold: where none of them says anything the run is `absent`. A layer that ends
  * before the one above it hides with zeroes what lies below its end.
@@ -11,11 +14,16 @@ export function aboveSource(top: Image, base: Image): SourceDisk {
     size: top.size,
     read: (into, at) => top.read(into, at),
     async *runs() {
+      let list: Run[] = [];
       for (let at = 0; at < top.size;) {
         const run = await runAbove(top, base, at);
-        yield run;
+        list.push(run);
         at += run.length;
+        if (list.length < LIST) continue;
+        yield list;
+        list = [];
       }
+      yield list;
     },
   };
 }

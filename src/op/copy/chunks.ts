@@ -29,41 +29,136 @@ export interface WholeRuns {
 
 /**
  * Joins runs to pieces of a good size: data that lies close together is read in one go with the zeroes between, long
- * stretches of zeroes stay whole, and so do those of plain data that `whole` takes.
+ * stretches of zeroes stay whole, and so do those of plain data that `whole` takes. Data is widened to whole `units`.
  */
 export async function* chunksOf(
-  runs: AsyncIterable<Run>,
+  runs: AsyncIterable<readonly Run[]>,
+  units: WholeUnits,
   whole: WholeRuns | null,
   signal?: AbortSignal,
-): AsyncGenerator<Chunk> {
-  let open = null as Run | null;
-  for await (const run of whole === null ? runs : byHost(runs, whole)) {
+): AsyncGenerator<readonly Chunk[]> {
+  let out: Chunk[] = [];
+  const joiner = new Joiner(whole, (chunk) => out.push(chunk));
+  const places = whole === null ? new Forgetter(joiner) : new HostJoiner(whole, joiner);
+  const widener = new Widener(units, places);
+  for await (const list of runs) {
     stopIfAborted(signal);
-    const next = whole === null ? { ...run, host: null, packed: undefined } : run;
-    if (open !== null && joins(open, next)) open = joined(open, next);
-    else {
-      if (open !== null) yield* pieces(open, whole);
-      open = next;
-    }
+    for (const run of list) widener.add(run);
+    if (out.length === 0) continue;
+    yield out;
+    out = [];
   }
-  if (open !== null) yield* pieces(open, whole);
+  widener.end();
+  yield out;
 }
 
-/** The same runs, those that lie together on the host joined; only those that the host is to copy keep their place. */
-async function* byHost(runs: AsyncIterable<Run>, whole: WholeRuns): AsyncGenerator<Run> {
-  let open = null as Run | null;
-  for await (const run of runs) {
-    if (open !== null && open.host !== null && run.host !== null && joins(open, run))
-      open = joined(open, run);
-    else {
-      if (open !== null) yield* split(open, whole);
-      open = run;
-    }
-  }
-  if (open !== null) yield* split(open, whole);
+/** Takes the runs of a disk, one after the other. */
+interface Sink {
+  add(run: Run): void;
+  end(): void;
 }
 
-/** Which neighbours data may take in to become whole units. */
+/** Makes chunks of runs. */
+class Joiner implements Sink {
+  readonly #whole: WholeRuns | null;
+  readonly #put: (chunk: Chunk) => void;
+  #open: Run | null = null;
+
+  constructor(whole: WholeRuns | null, put: (chunk: Chunk) => void) {
+    this.#whole = whole;
+    this.#put = put;
+  }
+
+  add(run: Run): void {
+    if (this.#open !== null && joins(this.#open, run)) {
+      this.#open = joined(this.#open, run);
+      return;
+    }
+    this.end();
+    this.#open = run;
+  }
+
+  end(): void {
+    const run = this.#open;
+    this.#open = null;
+    if (run === null) return;
+    if (run.kind !== 'data' || (this.#whole !== null && (run.host !== null || run.packed !== undefined))) {
+      this.#put(run);
+      return;
+    }
+    const end = run.at + run.length;
+    for (let at = run.at; at < end;) {
+      const stop = Math.min(end, alignDown(at, CHUNK) + CHUNK);
+      this.#put({ at, length: stop - at, kind: 'data', host: null });
+      at = stop;
+    }
+  }
+}
+
+/** Passes runs on without their places. */
+class Forgetter implements Sink {
+  readonly #next: Sink;
+
+  constructor(next: Sink) {
+    this.#next = next;
+  }
+
+  add({ at, length, kind }: Run): void {
+    this.#next.add({ at, length, kind, host: null });
+  }
+
+  end(): void {
+    this.#next.end();
+  }
+}
+
+/** Joins runs that lie together on the host; of the others, only those that the host is to copy keep their place. */
+class HostJoiner implements Sink {
+  readonly #whole: WholeRuns;
+  readonly #next: Sink;
+  #open: Run | null = null;
+
+  constructor(whole: WholeRuns, next: Sink) {
+    this.#whole = whole;
+    this.#next = next;
+  }
+
+  add(run: Run): void {
+    const open = this.#open;
+    if (open !== null && open.host !== null && run.host !== null && joins(open, run)) {
+      this.#open = joined(open, run);
+      return;
+    }
+    if (open !== null) this.#split(open);
+    this.#open = run;
+  }
+
+  end(): void {
+    if (this.#open !== null) this.#split(this.#open);
+    this.#next.end();
+  }
+
+  #split(run: Run): void {
+    const { least, unit, accepts, unpacks } = this.#whole;
+    const { at, length, kind, host, packed } = run;
+    if (packed !== undefined && isAligned(at, unit) && unpacks(packed)) {
+      this.#next.add(run);
+      return;
+    }
+    const end = at + length;
+    const start = alignUp(at, unit);
+    const stop = alignDown(end, unit);
+    if (kind !== 'data' || host === null || stop - start < least() || !accepts(host)) {
+      this.#next.add({ at, length, kind, host: null });
+      return;
+    }
+    if (start > at) this.#next.add({ at, length: start - at, kind, host: null });
+    this.#next.add(part(run, start, stop));
+    if (end > stop) this.#next.add({ at: stop, length: end - stop, kind, host: null });
+  }
+}
+
+/** Which neighbours data takes in to become whole units. */
 export interface WholeUnits {
   /** Bytes. */
   readonly unit: number;
@@ -74,76 +169,73 @@ export interface WholeUnits {
 }
 
 /** Widens data to whole units of the target, taking in the zeroes (and what is absent) beside it. */
-export async function* widened(
-  runs: AsyncIterable<Run>,
-  { unit, size, absent }: WholeUnits,
-): AsyncGenerator<Run> {
+class Widener implements Sink {
+  readonly #units: WholeUnits;
+  readonly #next: Sink;
   /** What the data before takes in ends here. */
-  let until = 0;
+  #until = 0;
   /** Pieces of the last unit so far that are data if the next run is. */
-  let held: Run[] = [];
-  for await (const run of runs) {
-    const end = run.at + run.length;
-    if (run.kind === 'data') {
-      for (const piece of held) yield asData(piece);
-      held = [];
-      yield run;
-      until = Math.min(size, alignUp(end, unit));
-      continue;
-    }
-    if (run.kind === 'absent' && !absent) {
-      yield* held;
-      held = [];
-      yield run;
-      continue;
-    }
-    const start = Math.min(Math.max(run.at, until), end);
-    if (start > run.at) yield asData(part(run, run.at, start));
-    if (start === end) continue;
-    const rest = part(run, start, end);
-    const [first] = held;
-    if (first !== undefined && end < alignDown(first.at, unit) + unit) {
-      held.push(rest);
-      continue;
-    }
-    yield* held;
-    const tail = Math.max(start, alignDown(end, unit));
-    if (tail > start) yield part(rest, start, tail);
-    held = tail < end ? [part(rest, tail, end)] : [];
+  #held: Run[] = [];
+
+  constructor(units: WholeUnits, next: Sink) {
+    this.#units = units;
+    this.#next = next;
   }
-  yield* held;
+
+  add(run: Run): void {
+    const { unit, size, absent } = this.#units;
+    const { at, length, kind } = run;
+    const end = at + length;
+    if (kind === 'data') {
+      this.#release(true);
+      this.#next.add(run);
+      this.#until = Math.min(size, alignUp(end, unit));
+      return;
+    }
+    if (kind === 'absent' && !absent) {
+      this.#release(false);
+      this.#next.add(run);
+      return;
+    }
+    const start = Math.min(Math.max(at, this.#until), end);
+    if (start > at) this.#next.add(asData(part(run, at, start)));
+    if (start === end) return;
+    const [first] = this.#held;
+    if (first !== undefined && end < alignDown(first.at, unit) + unit) {
+      this.#held.push(part(run, start, end));
+      return;
+    }
+    this.#release(false);
+    const tail = Math.max(start, alignDown(end, unit));
+    if (tail > start) this.#next.add(part(run, start, tail));
+    if (tail < end) this.#held.push(part(run, tail, end));
+  }
+
+  end(): void {
+    this.#release(false);
+    this.#next.end();
+  }
+
+  #release(data: boolean): void {
+    if (this.#held.length === 0) return;
+    for (const piece of this.#held) this.#next.add(data ? asData(piece) : piece);
+    this.#held = [];
+  }
 }
 
 /** A part of a run, which lies in its part of the host. */
 function part(run: Run, start: number, end: number): Run {
-  const shift = start - run.at;
+  const { at, length, kind, packed } = run;
+  if (start === at && end === at + length) return run;
+  const shift = start - at;
   const host = run.host === null ? null : { storage: run.host.storage, at: run.host.at + shift };
-  const { packed } = run;
-  if (packed === undefined) return { ...run, at: start, length: end - start, host };
-  return {
-    ...run,
-    ...{ at: start, length: end - start, host },
-    packed: { ...packed, first: packed.first + shift },
-  };
+  if (packed === undefined) return { at: start, length: end - start, kind, host };
+  const rest = { ...packed, first: packed.first + shift };
+  return { at: start, length: end - start, kind, host, packed: rest };
 }
 
-function asData(run: Run): Run {
-  return { ...run, kind: 'data' };
-}
-
-/** The parts of a run, of which only those that the host is to copy keep their place. */
-function split(run: Run, { least, unit, accepts, unpacks }: WholeRuns): Run[] {
-  if (run.packed !== undefined && isAligned(run.at, unit) && unpacks(run.packed)) return [run];
-  const plain = { ...run, host: null, packed: undefined };
-  if (run.kind !== 'data' || run.host === null || run.length < least() || !accepts(run.host)) return [plain];
-  const start = alignUp(run.at, unit);
-  const end = alignDown(run.at + run.length, unit);
-  if (end - start < least()) return [plain];
-  return [
-    { ...plain, length: start - run.at },
-    part(run, start, end),
-    { ...plain, at: end, length: run.at + run.length - end },
-  ].filter(({ length }) => length > 0);
+function asData({ at, length, host }: Run): Run {
+  return { at, length, kind: 'data', host };
 }
 
 function joins(a: Run, b: Run): boolean {
@@ -156,18 +248,5 @@ function joins(a: Run, b: Run): boolean {
 
 function joined(a: Run, b: Run): Run {
   const host = a.host === null || b.host === null ? null : a.host;
-  return { ...a, length: b.at + b.length - a.at, host };
-}
-
-function* pieces(run: Run, whole: WholeRuns | null): Generator<Chunk> {
-  if (run.kind !== 'data' || (whole !== null && (run.host !== null || run.packed !== undefined))) {
-    yield run;
-    return;
-  }
-  const end = run.at + run.length;
-  for (let at = run.at; at < end;) {
-    const stop = Math.min(end, alignDown(at, CHUNK) + CHUNK);
-    yield { at, length: stop - at, kind: 'data', host: null };
-    at = stop;
-  }
+  return { at: a.at, length: b.at + b.length - a.at, kind: a.kind, host };
 }

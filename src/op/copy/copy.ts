@@ -3,7 +3,7 @@ import { SpindleError } from '../../core/errors.ts';
 import { stopIfAborted, type Working } from '../../core/working.ts';
 import type { DiskImage } from '../../format/disk-image.ts';
 import { native } from '../../native/binding.ts';
-import { CHUNK, chunksOf, widened, type Chunk } from './chunks.ts';
+import { CHUNK, chunksOf, type Chunk } from './chunks.ts';
 import { Cloner } from './clone.ts';
 import type { Batch, Carrier, Delivery } from './carrier.ts';
 import { Mover } from './mover.ts';
@@ -141,23 +141,37 @@ export class CopyJob {
   /** What is to be done, in the order of the disk; reading has begun. */
   async *#steps(): AsyncGenerator<Step> {
     const carrier = this.#carrier;
-    for await (const chunk of this.#chunks()) {
+    for await (const chunks of this.#chunks()) {
       stopIfAborted(this.#options.signal);
-      const { at, length, kind, host, packed } = chunk;
-      const clones = kind === 'data' && host !== null && this.#clones(host);
-      if (carrier !== null && kind === 'data' && (host !== null || packed !== undefined) && !clones) {
-        for (const batch of carrier.add(chunk)) yield this.#batchStep(carrier, batch);
-        continue;
+      for (const chunk of chunks) {
+        if (carrier !== null && this.#isCarried(chunk)) {
+          for (const batch of carrier.add(chunk)) yield this.#batchStep(carrier, batch);
+          continue;
+        }
+        // Zeroes that need not be written do not end a batch, nor do they take a step.
+        if (this.#isNothing(chunk)) {
+          if (chunk.kind === 'zero') this.copied.zero += chunk.length;
+          continue;
+        }
+        if (carrier !== null) for (const batch of carrier.rest()) yield this.#batchStep(carrier, batch);
+        yield this.#chunkStep(chunk);
       }
-      // Zeroes that need not be written do not end a batch.
-      if (carrier !== null && !this.#isNothing(chunk))
-        for (const batch of carrier.rest()) yield this.#batchStep(carrier, batch);
-      const bytes = kind === 'data' && !clones ? this.#read(chunk) : null;
-      // Its turn comes later; until then a failure is nobody's.
-      bytes?.catch(() => undefined);
-      yield { end: at + length, ready: bytes, take: async () => this.#write(chunk, await bytes) };
     }
     if (carrier !== null) for (const batch of carrier.rest()) yield this.#batchStep(carrier, batch);
+  }
+
+  #chunkStep(chunk: Chunk): Step {
+    const { at, length, kind, host } = chunk;
+    const clones = kind === 'data' && host !== null && this.#clones(host);
+    const bytes = kind === 'data' && !clones ? this.#read(chunk) : null;
+    // Its turn comes later; until then a failure is nobody's.
+    bytes?.catch(() => undefined);
+    return { end: at + length, ready: bytes, take: async () => this.#write(chunk, await bytes) };
+  }
+
+  #isCarried({ kind, host, packed }: Chunk): boolean {
+    if (kind !== 'data') return false;
+    return packed !== undefined || (host !== null && !this.#clones(host));
   }
 
   #isNothing({ kind }: Chunk): boolean {
@@ -211,7 +225,7 @@ export class CopyJob {
     }
   }
 
-  #chunks(): AsyncGenerator<Chunk> {
+  #chunks(): AsyncGenerator<readonly Chunk[]> {
     const [cloner, carrier] = [this.#cloner, this.#carrier];
     const { granularity } = this.#target.driver;
     const shared = Math.max(granularity, BLOCK);
@@ -224,8 +238,8 @@ export class CopyJob {
       unpacks: (packed: NonNullable<Run['packed']>) => carrier?.unpacks(packed) ?? false,
     };
     const units = { unit: granularity, size: this.#source.size, absent: this.#options.compress === true };
-    const runs = widened(this.#source.runs(), units);
-    return chunksOf(runs, cloner === null && carrier === null ? null : whole, this.#options.signal);
+    const places = cloner === null && carrier === null ? null : whole;
+    return chunksOf(this.#source.runs(), units, places, this.#options.signal);
   }
 
   async #read({ at, length }: Chunk): Promise<Uint8Array> {

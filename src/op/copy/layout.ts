@@ -1,5 +1,5 @@
 import type { DiskImage } from '../../format/disk-image.ts';
-import { chunksOf, CHUNK, widened } from './chunks.ts';
+import { chunksOf, CHUNK } from './chunks.ts';
 import type { SourceDisk } from './source.ts';
 
 /** Plain bytes of the disk that an image holds at an offset of its file. Bytes. */
@@ -21,9 +21,7 @@ export async function layOut(
 ): Promise<readonly Piece[]> {
   const unit = target.driver.granularity;
   const pieces: Piece[] = [];
-  const runs = widened(source.runs(), { unit, size: source.size, absent: true });
-  for await (const { at, length, kind } of chunksOf(runs, null, signal)) {
-    if (kind !== 'data') continue;
+  const place = async (at: number, length: number): Promise<void> => {
     for (let done = 0; done < length;) {
       const start = at + done;
       const placed = await target.fillFrom(start, length - done, (_storage, host, part) => {
@@ -37,6 +35,9 @@ export async function layOut(
         done += bytes.length;
       } else done += placed;
     }
-  }
+  };
+  const units = { unit, size: source.size, absent: true };
+  for await (const chunks of chunksOf(source.runs(), units, null, signal))
+    for (const { at, length, kind } of chunks) if (kind === 'data') await place(at, length);
   return pieces.sort((a, b) => a.host - b.host);
 }

@@ -36,8 +36,8 @@ export interface SourceDisk {
   readonly size: number;
   /** Fills `into` from `at`. */
   read(into: Uint8Array, at: number): Promise<void>;
-  /** The runs of the disk in ascending order, without gaps. Neighbours may be of one kind. */
-  runs(): AsyncGenerator<Run>;
+  /** The runs of the disk in ascending order, without gaps, many at a time. Neighbours may be of one kind. */
+  runs(): AsyncGenerator<readonly Run[]>;
 }
 
 /** The disk of an image with all that it is backed by; with `topOnly`, the runs tell what its top layer holds. */
@@ -55,8 +55,7 @@ export function imagePart(image: Image, start: number, length: number): SourceDi
     size: length,
     read: (into, at) => image.read(into, start + at),
     async *runs() {
-      for await (const run of imageRuns(image, false, start, start + length))
-        yield { ...run, at: run.at - start };
+      for await (const runs of imageRuns(image, false, start, start + length)) yield shifted(runs, -start);
     },
   };
 }
@@ -64,39 +63,55 @@ export function imagePart(image: Image, start: number, length: number): SourceDi
 /** Runs of data that the kernel is asked for at once. */
 const AT_ONCE = 4096;
 
-async function* imageRuns(image: Image, topOnly: boolean, start = 0, end = image.size): AsyncGenerator<Run> {
+/** Runs that are given at once. */
+const LIST = 512;
+
+async function* imageRuns(
+  image: Image,
+  topOnly: boolean,
+  start = 0,
+  end = image.size,
+): AsyncGenerator<readonly Run[]> {
   const { data } = image.driver;
   if (image.format === 'raw' && image.backing === null && data instanceof FileStorage && data.can.extents) {
     yield* fileRuns(image, data, start, end);
     return;
   }
+  const ask = topOnly ? layerStatus : blockStatus;
+  let list: Run[] = [];
   for (let at = start; at < end;) {
-    const ask = topOnly ? layerStatus : blockStatus;
-    const { length, zero, data, host, layer, compressed } = await ask(image, at, end - at);
-    const { streams } = layer.driver;
-    if (compressed && streams !== undefined) {
-      yield* packedRuns(streams, at, length);
+    if (list.length >= LIST) {
+      yield list;
+      list = [];
+    }
+    const answer = ask(image, at, end - at);
+    const { length, zero, data, host, layer, compressed } = answer instanceof Promise ? await answer : answer;
+    const streams = compressed ? layer.driver.streams : undefined;
+    if (streams !== undefined) {
+      await addPacked(list, streams, at, length);
       at += length;
       continue;
     }
     const kind = zero ? 'zero' : data ? 'data' : 'absent';
     // What is reserved in a qcow2 image may hold anything; a hole of a raw one is what it reads as.
     const readable = kind === 'data' || (kind === 'zero' && layer.format === 'raw');
-    yield { at, length, kind, host: readable ? host : null };
+    list.push({ at, length, kind, host: readable ? host : null });
     at += length;
   }
+  yield list;
 }
 
-/** The compressed clusters of a range, one by one. */
-async function* packedRuns(streams: Streams, start: number, length: number): AsyncGenerator<Run> {
+/** Adds the compressed clusters of a range, one by one. */
+async function addPacked(list: Run[], streams: Streams, start: number, length: number): Promise<void> {
   const { packing, storage } = streams;
   const { clusterSize } = packing;
   for (let at = start; at < start + length;) {
     const cluster = alignDown(at, clusterSize);
-    const place = await streams.place(cluster);
+    const answer = streams.place(cluster);
+    const place = answer instanceof Promise ? await answer : answer;
     const packed = { packing, storage, at: place.offset, length: place.length, first: at - cluster };
     const end = Math.min(cluster + clusterSize, start + length);
-    yield { at, length: end - at, kind: 'data', host: null, packed };
+    list.push({ at, length: end - at, kind: 'data', host: null, packed });
     at = end;
   }
 }
@@ -122,7 +137,7 @@ export function joinedSource(parts: readonly SourceDisk[]): SourceDisk {
     },
     async *runs() {
       for (const { start, disk } of placed) {
-        for await (const run of disk.runs()) yield { ...run, at: run.at + start };
+        for await (const runs of disk.runs()) yield shifted(runs, start);
       }
     },
   };
@@ -135,17 +150,27 @@ export function sizedSource(disk: SourceDisk, size: number): SourceDisk {
     size,
     read: (into, at) => readPadded(disk as unknown as Storage, into, at),
     async *runs() {
-      for await (const run of disk.runs()) {
-        if (run.at >= size) return;
-        yield { ...run, length: Math.min(run.length, size - run.at) };
+      for await (const runs of disk.runs()) {
+        const within = runs.filter(({ at }) => at < size);
+        yield within.map((run) => (run.at + run.length <= size ? run : { ...run, length: size - run.at }));
+        if (within.length < runs.length) return;
       }
-      if (size > disk.size) yield { at: disk.size, length: size - disk.size, kind: 'zero', host: null };
+      if (size > disk.size) yield [{ at: disk.size, length: size - disk.size, kind: 'zero', host: null }];
     },
   };
 }
 
+function shifted(runs: readonly Run[], by: number): readonly Run[] {
+  return by === 0 ? runs : runs.map((run) => ({ ...run, at: run.at + by }));
+}
+
 /** The runs of a raw image in a file: many for each question, since a file may be in very many pieces. */
-async function* fileRuns(image: Image, file: FileStorage, start: number, end: number): AsyncGenerator<Run> {
+async function* fileRuns(
+  image: Image,
+  file: FileStorage,
+  start: number,
+  end: number,
+): AsyncGenerator<readonly Run[]> {
   // A raw image may begin somewhere in its file, and end with half a sector that the file does not have.
   const first = start < end ? await image.driver.map(start, 1) : null;
   const shift = first?.kind === 'data' ? first.at - start : 0;
@@ -154,15 +179,16 @@ async function* fileRuns(image: Image, file: FileStorage, start: number, end: nu
   while (at < end) {
     const there = Math.min(end, file.size - shift);
     const found = there > at ? await native().dataExtents(file.fd, at + shift, there - at, AT_ONCE) : [];
+    const list: Run[] = [];
     for (let run = 0; run < found.length; run += 2) {
       const [from, to] = [(found[run] ?? 0) - shift, (found[run + 1] ?? 0) - shift];
-      if (from > at) yield { at, length: from - at, kind: 'zero', host: host(at) };
-      yield { at: from, length: to - from, kind: 'data', host: host(from) };
+      if (from > at) list.push({ at, length: from - at, kind: 'zero', host: host(at) });
+      list.push({ at: from, length: to - from, kind: 'data', host: host(from) });
       at = to;
     }
-    if (found.length < AT_ONCE * 2) {
-      if (at < end) yield { at, length: end - at, kind: 'zero', host: host(at) };
-      return;
-    }
+    const last = found.length < AT_ONCE * 2;
+    if (last && at < end) list.push({ at, length: end - at, kind: 'zero', host: host(at) });
+    yield list;
+    if (last) return;
   }
 }

@@ -125,7 +125,7 @@ export class Qcow2WriteDriver implements FormatDriver {
     }
   }
 
-  sparseData(): Promise<boolean> {
+  sparseData(): boolean | Promise<boolean> {
     return this.#reader.sparseData();
   }
 

@@ -144,11 +144,7 @@ export class Qcow2Writer {
   compressedWrites(streams: readonly NewStream[]): Promise<number[]> {
     return this.mutex.run(async () => {
       await this.#makeRoom();
-      return this.#packer.write(streams, async (cluster) => {
-        const entry = await this.editor.entry(cluster);
-        this.#checkEntry(entry, cluster);
-        return entry;
-      });
+      return this.#packer.write(streams, (cluster) => this.#entry(cluster));
     });
   }
 
@@ -166,16 +162,14 @@ export class Qcow2Writer {
       l2Entries - (first % l2Entries),
       Math.max(1, Math.floor(MOST_FRESH / clusterSize)),
     );
-    const entry = await this.editor.entry(first);
-    this.#checkEntry(entry, first);
+    const entry = await this.#entry(first);
     const host = hostOf(entry, first, this.#external);
     if (host !== null && isCopied(entry)) {
       // The place is this image's own: data is written over, allocated zeroes become data.
       const zero = hasZeroFlag(entry);
       let count = 1;
       while (count < most) {
-        const next = await this.editor.entry(first + count);
-        this.#checkEntry(next, first + count);
+        const next = await this.#entry(first + count);
         const nextHost = hostOf(next, first + count, this.#external);
         if (nextHost !== host + count * clusterSize || !isCopied(next) || hasZeroFlag(next) !== zero) break;
         count++;
@@ -194,8 +188,7 @@ export class Qcow2Writer {
     // New clusters, as many as the request spans and as lie together.
     const old: L2Entry[] = [entry];
     while (old.length < most) {
-      const next = await this.editor.entry(first + old.length);
-      this.#checkEntry(next, first + old.length);
+      const next = await this.#entry(first + old.length);
       if (hostOf(next, first + old.length, this.#external) !== null && isCopied(next)) break;
       old.push(next);
     }
@@ -282,8 +275,11 @@ export class Qcow2Writer {
     return this.#plain?.view(guest, host) ?? this.#data;
   }
 
-  #checkEntry(entry: L2Entry, cluster: number): void {
+  /** The entry of a guest cluster. @throws SpindleError BAD_ENTRY */
+  async #entry(cluster: number): Promise<L2Entry> {
+    const entry = await this.editor.entry(cluster);
     checkEntry(entry, cluster, this.#metadata, this.#external);
+    return entry;
   }
 
   /**
@@ -307,8 +303,7 @@ export class Qcow2Writer {
     const clusterStart = cluster * clusterSize;
     const within = at - clusterStart;
     const bytes = Math.min(length, clusterSize - within);
-    const entry = await this.editor.entry(cluster);
-    this.#checkEntry(entry, cluster);
+    const entry = await this.#entry(cluster);
     const host = hostOf(entry, cluster, this.#external);
     const own = host !== null && isCopied(entry);
     if (own) await this.#reachData(host, clusterSize);
@@ -398,8 +393,7 @@ export class Qcow2Writer {
       await this.#makeRoom();
       if (!this.#backed) cluster = this.editor.nextMapped(cluster, end);
       if (cluster >= end) return;
-      const entry = await this.editor.entry(cluster);
-      this.#checkEntry(entry, cluster);
+      const entry = await this.#entry(cluster);
       // What is nowhere reads as zeroes already, unless there is something below.
       if (this.#backed || !sameEntry(entry, NOWHERE)) await work(cluster, entry);
     }
