@@ -168,23 +168,28 @@ export class DiskImage implements Image {
       const places: FilledPlace[] = [];
       let linked = 0;
       try {
-        for (const { at, length } of ranges) {
-          for (let part = 0; part < length;) {
-            const place = await this.driver.ensureData(at + part, length - part);
-            places.push({ ...place, guest: at + part });
-            part += place.length;
+        for (const { at, length } of ranges) await this.driver.record?.(at, length);
+        await this.#together(async (ensureData) => {
+          for (const { at, length } of ranges) {
+            for (let part = 0; part < length;) {
+              const { storage, at: to, length: size, fresh } = await ensureData(at + part, length - part);
+              places.push({ storage, at: to, length: size, guest: at + part, ...(fresh && { fresh }) });
+              part += size;
+            }
           }
-        }
+        });
         placed();
         places.forEach(checkWhole);
         await fill(places);
         for (const { storage, at, length, fresh } of places)
           if (fresh !== undefined && fresh.padding > 0 && !fresh.clean)
             await storage.write(new Uint8Array(fresh.padding), at + length);
-        for (const { fresh } of places) {
-          await fresh?.commit();
-          linked++;
-        }
+        await this.#together(async (_ensureData, commit) => {
+          for (const { fresh } of places) {
+            if (fresh !== undefined) await commit(fresh);
+            linked++;
+          }
+        });
       } catch (error) {
         for (const { fresh } of places.slice(linked)) await fresh?.abandon();
         throw error;
@@ -193,6 +198,22 @@ export class DiskImage implements Image {
     done.catch(() => undefined);
     await Promise.race([settled, done]);
     return { done };
+  }
+
+  /** Runs many requests in one turn where the driver has such. */
+  #together(
+    work: (
+      ensureData: FormatDriver['ensureData'],
+      commit: (fresh: FreshPlace) => Promise<void>,
+    ) => Promise<void>,
+  ): Promise<void> {
+    const { driver } = this;
+    return driver.together === undefined
+      ? work(
+          (at, length) => driver.ensureData(at, length),
+          (fresh) => fresh.commit(),
+        )
+      : driver.together((ensureData) => work(ensureData, (fresh) => fresh.link?.() ?? fresh.commit()));
   }
 
   async #write(from: Uint8Array, at: number): Promise<void> {

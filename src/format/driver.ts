@@ -77,6 +77,8 @@ export interface FreshPlace {
   readonly clean: boolean;
   /** Makes the tables point to the place. Only when all of its bytes are written. */
   commit(): Promise<void>;
+  /** As {@link commit}, within a turn of {@link FormatDriver.together}. */
+  link?(): Promise<void>;
   /** Gives the place up. */
   abandon(): Promise<void>;
 }
@@ -115,6 +117,12 @@ export interface FormatDriver {
   record?(at: number, length: number): Promise<void>;
   /** Makes the start of the range writable in place. */
   ensureData(at: number, length: number): Promise<DataMapping>;
+  /**
+   * Runs many requests in one turn, which costs less than a turn for each. In it `ensureData` is that of the turn, and
+   * places are committed with `link`; nothing else of the driver may be waited for, and {@link record} comes before.
+   * Optional.
+   */
+  together?<T>(work: (ensureData: FormatDriver['ensureData']) => Promise<T>): Promise<T>;
   /**
    * Stores whole `granularity` units (the last one may end with the disk) compressed, where the format can. A unit that
    * compression does not make smaller is handed to `plain`.

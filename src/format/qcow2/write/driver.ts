@@ -147,6 +147,11 @@ export class Qcow2WriteDriver implements FormatDriver {
     return place.fresh === undefined ? place : { ...place, fresh: this.#guardedPlace(place.fresh) };
   }
 
+  /** See {@link FormatDriver.together}. */
+  together<T>(work: (ensureData: FormatDriver['ensureData']) => Promise<T>): Promise<T> {
+    return this.#guarded(() => this.writer.together(work));
+  }
+
   /** See {@link FormatDriver.writeCompressed}. @throws SpindleError UNSUPPORTED, BAD_OPTION, and as other writes do */
   async writeCompressed(
     from: Uint8Array,

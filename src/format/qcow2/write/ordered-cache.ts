@@ -24,7 +24,12 @@ export interface Page {
   /** The bytes that differ from the disk: from `dirtyFrom` up to `dirtyTo`; none when they are equal. */
   dirtyFrom: number;
   dirtyTo: number;
+  /** When it was put behind all others in the order of use. */
+  used: number;
 }
+
+/** Uses within which a page keeps its place in the order of use. */
+const RECENT = 64;
 
 /** Bytes of dirty pages above which they should be written. */
 const DIRTY_LIMIT = 16 * 1024 * 1024;
@@ -63,6 +68,8 @@ export class OrderedCache {
   readonly #dirty: Set<Page>[] = RANKS.map(() => new Set());
   #bytes = 0;
   #dirtyBytes = 0;
+  /** Counts what pages were asked for. */
+  #uses = 0;
   /** Counts what makes bytes read earlier worthless. */
   #epoch = 0;
   /** Something was written since the storage was flushed. */
@@ -81,7 +88,10 @@ export class OrderedCache {
   /** The page at `at` when it is in memory. */
   peek(at: number): Page | undefined {
     const page = this.#pages.get(at);
-    if (page !== undefined) {
+    if (page === undefined) return page;
+    // The order of use need not be exact, and keeping it costs more than looking.
+    if (++this.#uses - page.used > RECENT) {
+      page.used = this.#uses;
       this.#pages.delete(at);
       this.#pages.set(at, page);
     }
@@ -102,7 +112,8 @@ export class OrderedCache {
     }
     // Somebody else may have loaded it too; there must be one copy only.
     return (
-      this.peek(at) ?? this.#keep({ at, bytes, view: viewOf(bytes), rank, dirtyFrom: length, dirtyTo: 0 })
+      this.peek(at) ??
+      this.#keep({ at, bytes, view: viewOf(bytes), rank, dirtyFrom: length, dirtyTo: 0, used: this.#uses })
     );
   }
 
@@ -110,7 +121,15 @@ export class OrderedCache {
   create(at: number, length: number, rank: Rank): Page {
     this.drop(at, length);
     const bytes = new Uint8Array(length);
-    const page = this.#keep({ at, bytes, view: viewOf(bytes), rank, dirtyFrom: length, dirtyTo: 0 });
+    const page = this.#keep({
+      at,
+      bytes,
+      view: viewOf(bytes),
+      rank,
+      dirtyFrom: length,
+      dirtyTo: 0,
+      used: this.#uses,
+    });
     this.mark(page, 0, length);
     return page;
   }

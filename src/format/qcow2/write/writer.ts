@@ -3,7 +3,7 @@ import { SpindleError } from '../../../core/errors.ts';
 import { Mutex } from '../../../core/mutex.ts';
 import { readPadded } from '../../../core/read.ts';
 import type { Storage, ZeroOptions } from '../../../core/storage.ts';
-import type { DataMapping, FreshPlace } from '../../driver.ts';
+import type { DataMapping, FormatDriver, FreshPlace } from '../../driver.ts';
 import { offsetOf, ZERO } from '../entry.ts';
 import { Incompatible } from '../layout.ts';
 import type { PlainData } from '../../crypto/encrypted-storage.ts';
@@ -132,25 +132,31 @@ export class Qcow2Writer {
 
   /** Makes the start of a guest range writable. @throws SpindleError NO_SPACE, LIMIT, BAD_ENTRY, CORRUPT */
   ensureData(at: number, length: number): Promise<DataMapping> {
-    return this.mutex.run(async () => {
-      await this.#makeRoom();
-      return this.#metadata.geometry.extendedL2
-        ? this.#ensureExtended(at, length)
-        : this.#ensureStandard(at, length);
-    });
+    return this.mutex.run(() => this.#ensure(at, length));
+  }
+
+  async #ensure(at: number, length: number): Promise<DataMapping> {
+    if (this.#isFull) await this.#flush();
+    const { extendedL2 } = this.#metadata.geometry;
+    return extendedL2 ? this.#ensureExtended(at, length) : this.#ensureStandard(at, length);
+  }
+
+  /** See {@link FormatDriver.together}. */
+  together<T>(work: (ensureData: FormatDriver['ensureData']) => Promise<T>): Promise<T> {
+    return this.mutex.run(() => work((at, length) => this.#ensure(at, length)));
   }
 
   /** Stores guest clusters as compressed streams. The host offsets of these. */
   compressedWrites(streams: readonly NewStream[]): Promise<number[]> {
     return this.mutex.run(async () => {
-      await this.#makeRoom();
+      if (this.#isFull) await this.#flush();
       return this.#packer.write(streams, (cluster) => this.#entry(cluster));
     });
   }
 
-  /** Flushes when memory is full of changes, or much is waiting to become free. */
-  async #makeRoom(): Promise<void> {
-    if (this.cache.full || this.allocator.pending > MOST_GIVEN) await this.#flush();
+  /** Memory is full of changes, or much is waiting to become free: a flush is due. */
+  get #isFull(): boolean {
+    return this.cache.full || this.allocator.pending > MOST_GIVEN;
   }
 
   async #ensureStandard(at: number, length: number): Promise<DataMapping> {
@@ -233,21 +239,22 @@ export class Qcow2Writer {
     const { geometry, size } = this.#metadata;
     const { clusterSize } = geometry;
     const placeEnd = (first + run.count) * clusterSize;
+    const link = async (): Promise<void> => {
+      this.cache.noteWritten();
+      await this.editor.ensureTable(first);
+      for (let i = 0; i < run.count; i++) {
+        await this.editor.set(first + i, pointTo((run.start + i) * clusterSize, 0, 0));
+      }
+      for (const entry of old) this.#giveUp(entry, run, clusterSize);
+    };
     return {
       start: first * clusterSize,
       end: Math.min(placeEnd, size),
       padding: this.#external ? 0 : Math.max(0, placeEnd - size),
       blank: old.every((entry) => isBlank(entry, this.#backed)),
       clean,
-      commit: () =>
-        this.mutex.run(async () => {
-          this.cache.noteWritten();
-          await this.editor.ensureTable(first);
-          for (let i = 0; i < run.count; i++) {
-            await this.editor.set(first + i, pointTo((run.start + i) * clusterSize, 0, 0));
-          }
-          for (const entry of old) this.#giveUp(entry, run, clusterSize);
-        }),
+      link,
+      commit: () => this.mutex.run(link),
       abandon: () =>
         this.mutex.run(async () => {
           if (!this.#reuses(old, run) && !this.#external) await this.allocator.takeBack(run);
@@ -323,6 +330,12 @@ export class Qcow2Writer {
     const place = taken === null ? (host ?? 0) : taken.run.start * clusterSize;
     const data = whole ? ALL : (entry.data | touched) >>> 0;
     const zeros = whole ? 0 : (entry.zeros & ~touched) >>> 0;
+    const link = async (): Promise<void> => {
+      this.cache.noteWritten();
+      await this.editor.ensureTable(cluster);
+      await this.editor.set(cluster, pointTo(place, zeros, data));
+      if (!own && !(this.#external && !isCompressed(entry))) giveEntry(entry, geometry, this.allocator);
+    };
     return {
       storage: this.#view(at, place + within),
       at: place + within,
@@ -336,13 +349,8 @@ export class Qcow2Writer {
           (entry.data & touched) >>> 0 === 0 &&
           (!this.#backed || (entry.zeros & touched) >>> 0 === touched),
         clean: taken?.clean ?? false,
-        commit: () =>
-          this.mutex.run(async () => {
-            this.cache.noteWritten();
-            await this.editor.ensureTable(cluster);
-            await this.editor.set(cluster, pointTo(place, zeros, data));
-            if (!own && !(this.#external && !isCompressed(entry))) giveEntry(entry, geometry, this.allocator);
-          }),
+        link,
+        commit: () => this.mutex.run(link),
         abandon: () =>
           this.mutex.run(async () => {
             if (taken !== null && !this.#external) await this.allocator.takeBack(taken.run);
@@ -390,7 +398,7 @@ export class Qcow2Writer {
     const { clusterSize } = this.#metadata.geometry;
     const end = Math.floor((at + length - 1) / clusterSize) + 1;
     for (let cluster = Math.floor(at / clusterSize); cluster < end; cluster++) {
-      await this.#makeRoom();
+      if (this.#isFull) await this.#flush();
       if (!this.#backed) cluster = this.editor.nextMapped(cluster, end);
       if (cluster >= end) return;
       const entry = await this.#entry(cluster);
@@ -403,12 +411,8 @@ export class Qcow2Writer {
   async #drop(cluster: number, entry: L2Entry, zero: boolean): Promise<void> {
     const { geometry } = this.#metadata;
     const { extendedL2 } = geometry;
-    const next: L2Entry = {
-      hi: 0,
-      lo: zero && !extendedL2 ? ZERO : 0,
-      zeros: zero && extendedL2 ? ALL : 0,
-      data: 0,
-    };
+    const [lo, zeros] = zero ? (extendedL2 ? [0, ALL] : [ZERO, 0]) : [0, 0];
+    const next: L2Entry = { hi: 0, lo, zeros, data: 0 };
     if (sameEntry(entry, next)) return;
     await this.editor.ensureTable(cluster);
     await this.editor.set(cluster, next);
