@@ -1,13 +1,12 @@
-// One process and 1,000 images: many.ts spindle|qemu-img create|info FOLDER. Ours from the library, theirs by a process each.
+// One process and 1,000 images: many.ts spindle|qemu-img create|info FOLDER LIBRARY. Ours from the library, theirs by a process each.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 
 const COUNT = 1000;
-const [whose, what, folder = '.'] = process.argv.slice(2);
-const { create, info } = (await import(
-  new URL('../../dist/index.js', import.meta.url).href
-)) as typeof import('../../src/index.ts');
+const [whose, what, folder = '.', library = ''] = process.argv.slice(2);
+const { create, info } = (await import(pathToFileURL(library).href)) as typeof import('../../src/index.ts');
 
 const images = join(folder, what === 'create' ? 'many' : 'many-to-see');
 const pathOf = (index: number): string => join(images, `${String(index)}.qcow2`);

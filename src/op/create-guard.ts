@@ -79,6 +79,7 @@ export async function refuseOverlap(
   dataFile: string | null,
   below: readonly string[],
 ): Promise<void> {
+  if (dataFile === null && below.length === 0) return;
   const own = localName(path);
   const target = own === null ? null : await identityIfAny(own);
   if (target !== null && below.includes(target)) {

@@ -27,12 +27,18 @@ const PUNCHING = new Set([
   0x958458f6n, // hugetlbfs
 ]);
 
-/** Whether files at `path` can be punched, as far as the type of their file system tells. */
-async function filesPunch(path: string): Promise<boolean> {
+/** Device numbers of file systems whose files can be punched: to ask costs a turn of the thread pool at each opening. */
+const punching = new Set<bigint>();
+
+/** Whether files at `path`, on the file system `device`, can be punched, as far as the type of that tells. */
+async function filesPunch(path: string, device: bigint): Promise<boolean> {
   if (native().kind !== 'addon') return false;
+  if (punching.has(device)) return true;
   try {
     const { type } = await fs.statfs(path, { bigint: true });
-    return PUNCHING.has(BigInt.asUintN(32, type));
+    if (!PUNCHING.has(BigInt.asUintN(32, type))) return false;
+    punching.add(device);
+    return true;
   } catch {
     return false;
   }
@@ -69,7 +75,7 @@ export async function abilities(
   direct: boolean,
 ): Promise<Abilities> {
   const { fd, stats, isDevice, size } = opened;
-  const punch = write && !isDevice && (await filesPunch(path));
+  const punch = write && !isDevice && (await filesPunch(path, stats.dev));
   const tells = isDevice ? NOTHING : await whatFilesTell(fd, stats.dev, size);
   return {
     can: {

@@ -136,13 +136,14 @@ function call<T>(path: string, doing: string, start: (done: Done<T>) => void): P
 
 /** Makes the names in a directory durable, where the file system lets directories be synced. */
 export async function syncDirectory(directory: string): Promise<void> {
-  const fd = await openDescriptor(directory, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY, 0, 'open');
+  // Something in it was just made or renamed: it is in the kernel's memory.
+  const fd = openAtOnce(directory, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY, 'open');
   try {
     await syncDescriptor(fd, directory, false);
   } catch (error) {
     const cause = error instanceof SpindleError ? error.cause : undefined;
     if (errnoOf(cause) !== 'EINVAL') throw error;
   } finally {
-    await closeDescriptor(fd, directory);
+    closeUnwritten(fd, directory);
   }
 }

@@ -23,7 +23,7 @@ import { DirectIo } from './direct.ts';
 import { hostError } from './errno.ts';
 import { hostExtents } from './host-extents.ts';
 import { identityOf } from './identity.ts';
-import { openHost, type FileOptions, type Opened } from './open.ts';
+import { isWriting, openHost, type FileOptions, type Opened } from './open.ts';
 import { undoOfReserve } from './undo-reserve.ts';
 
 export type { FileOptions } from './open.ts';
@@ -38,10 +38,9 @@ const ZERO_CHUNK = 1024 ** 2;
  */
 export async function openFile(path: string, options: FileOptions = {}): Promise<FileStorage> {
   const opened = await openHost(path, options);
-  const write = options.write === true || options.create !== undefined;
-  const direct = options.direct === true;
   try {
-    return new FileStorage(path, opened, await abilities(path, opened, write, direct), options);
+    const can = await abilities(path, opened, isWriting(options), options.direct === true);
+    return new FileStorage(path, opened, can, options);
   } catch (error) {
     await closeDescriptor(opened.fd, path);
     throw error;
@@ -94,7 +93,7 @@ export class FileStorage implements Storage {
     this.#fd = fd;
     this.#size = size;
     this.#alignment = alignment;
-    this.#isNew = options.create !== undefined;
+    this.#isNew = options.create === 'exclusive';
     this.#unsafe = options.unsafe === true;
     this.#direct = can.direct ? new DirectIo(fd, alignment, path) : undefined;
     this.#cached = can.direct || native().kind === 'twin' ? undefined : new CachedReads(fd);
@@ -312,9 +311,10 @@ export class FileStorage implements Storage {
   setExtentSizeHint(bytes: number): Promise<void> {
     return this.#run(async () => {
       this.#checkWrite();
-      const doing = 'set the extent size hint';
-      if (!this.isDevice) return this.#native(doing, () => native().setExtentSizeHint(this.#fd, bytes));
-      const message = `${this.path}: a block device has no extent size hint`;
+      const set = (): Promise<void> => native().setExtentSizeHint(this.#fd, bytes);
+      if (!this.isDevice && hasExtentSizeHints(this.#fd))
+        return this.#native('set the extent size hint', set);
+      const message = `${this.path}: a ${this.isDevice ? 'block device' : 'file here'} has no extent size hint`;
       if (bytes !== 0) throw new SpindleError('UNSUPPORTED', message, { path: this.path });
     });
   }

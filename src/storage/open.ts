@@ -10,10 +10,18 @@ export interface FileOptions {
   readonly write?: boolean;
   /** Bypass the page cache of the host (O_DIRECT). Needs the native addon. */
   readonly direct?: boolean;
-  /** `exclusive` makes a new, empty file, open for changes, and fails with EXISTS when the path exists. */
-  readonly create?: 'exclusive';
+  /**
+   * `exclusive` makes a new, empty file, open for changes, and fails with EXISTS when the path exists. `temporary` does
+   * too, and a flush does not make its name durable: it will have another.
+   */
+  readonly create?: 'exclusive' | 'temporary';
   /** Flushes do nothing: for a file that nobody relies on before it is complete. */
   readonly unsafe?: boolean;
+}
+
+/** Whether a file opened so can be changed. */
+export function isWriting({ write, create }: FileOptions): boolean {
+  return write === true || create !== undefined;
 }
 
 /** A descriptor of a regular file or block device, and what is known of it. */
@@ -44,8 +52,8 @@ export async function openHost(path: string, options: FileOptions): Promise<Open
       path,
     });
   }
-  const create = options.create === 'exclusive';
-  const write = create || options.write === true;
+  const create = options.create !== undefined;
+  const write = isWriting(options);
   const doing = create ? 'create' : write ? 'open for writing' : 'open';
   const before = create ? undefined : await statPath(path, doing);
   if (before !== undefined) refuseOther(before, path);

@@ -83,15 +83,19 @@ async function writeFile(
   const lasting = old !== undefined || how.lasting !== false;
   const temporary = temporaryName(target);
   leftovers.add(temporary);
+  let flushed = false;
   try {
     const storage = await openFile(temporary, {
-      create: 'exclusive',
+      create: 'temporary',
       unsafe: how.lasting === false,
       direct: how.direct === true,
     });
     try {
       await build(storage);
-      if (!storage.closed) await storage.flush();
+      if (!storage.closed) {
+        await storage.flush();
+        flushed = how.lasting !== false;
+      }
     } finally {
       await storage.close();
     }
@@ -99,7 +103,8 @@ async function writeFile(
       await keepOwner(temporary, old);
       await refuseInUse(target);
     }
-    if (lasting) await syncFile(temporary);
+    // A new owner or mode is not durable yet either.
+    if (lasting && (old !== undefined || !flushed)) await syncFile(temporary);
     await rename(temporary, target);
   } catch (error) {
     removeQuietly(temporary);

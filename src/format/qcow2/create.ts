@@ -176,9 +176,8 @@ export async function createQcow2(
   await allocateData(storage, plan, options, dataFile, working, encryption?.plain ?? null);
   if (encryption !== null && plan.encryption.clusters > 0)
     await storage.write(encryption.header, plan.encryption.at * clusterSize);
-  await writeRefcounts(storage, plan);
+  await Promise.all([writeRefcounts(storage, plan), writeL1(storage, plan)]);
   await writeL2Tables(storage, plan, options, working);
-  await writeL1(storage, plan);
   await storage.write(first, 0);
 }
 
@@ -261,6 +260,9 @@ async function prepareDataFile(dataFile: Storage, size: number): Promise<void> {
 /** Bytes that are prepared before they are written. */
 const CHUNK = 4 * 1024 * 1024;
 
+/** Chunks of tables after which those written begin to be flushed. */
+const FLUSH_EVERY = 6;
+
 async function writeRefcounts(storage: Storage, plan: Plan): Promise<void> {
   const { geometry } = plan;
   const table = new Uint8Array(Math.ceil(plan.refcountBlocks.length * TABLE_ENTRY));
@@ -268,7 +270,7 @@ async function writeRefcounts(storage: Storage, plan: Plan): Promise<void> {
   plan.refcountBlocks.forEach((block, index) => {
     setU64(tableView, index * TABLE_ENTRY, block * geometry.clusterSize);
   });
-  const full = refcountBlock(plan, geometry.refcountsPerBlock);
+  let full: Uint8Array | undefined;
   const perChunk = Math.max(1, Math.floor(CHUNK / geometry.clusterSize));
   for (let index = 0; index < plan.refcountBlocks.length;) {
     const start = plan.refcountBlocks[index] ?? 0;
@@ -277,7 +279,10 @@ async function writeRefcounts(storage: Storage, plan: Plan): Promise<void> {
     const chunk = new Uint8Array(count * geometry.clusterSize);
     for (let i = 0; i < count; i++) {
       const left = plan.used - (index + i) * geometry.refcountsPerBlock;
-      const block = left >= geometry.refcountsPerBlock ? full : refcountBlock(plan, Math.max(0, left));
+      const block =
+        left < geometry.refcountsPerBlock
+          ? refcountBlock(plan, Math.max(0, left))
+          : (full ??= refcountBlock(plan, geometry.refcountsPerBlock));
       chunk.set(block, i * geometry.clusterSize);
     }
     await storage.write(chunk, start * geometry.clusterSize);
@@ -313,6 +318,7 @@ async function writeL2Tables(
   working: Working,
 ): Promise<void> {
   const { clusterSize, l2EntrySize } = plan.geometry;
+  if (plan.l2.tables === 0) return;
   const start = plan.l2.at * clusterSize;
   const end = start + plan.l2.tables * clusterSize;
   // Written zeroes without a backing file are data: then a first write is a rewrite, and changes no bitmap.
@@ -320,24 +326,57 @@ async function writeL2Tables(
   // Unwritten space of an encrypted image would read as noise. Extended entries leave its subclusters unallocated.
   const isNoise =
     options.encryption !== null && options.preallocation !== 'full' && !plan.geometry.extendedL2;
-  const zero = isNoise ? ZERO : 0;
-  const chunk = new Uint8Array(Math.min(CHUNK, Math.max(clusterSize, end - start)));
-  const view = viewOf(chunk);
-  let cluster = 0;
-  for (let at = start; at < end; at += chunk.length) {
+  const flags = isNoise ? ZERO : 0;
+  const size = Math.min(CHUNK, Math.max(clusterSize, end - start));
+  // One is filled while the other is written.
+  const chunks = [new Uint8Array(size), new Uint8Array(size)] as const;
+  let writing: Promise<void> = Promise.resolve();
+  let flushing: Promise<void> = Promise.resolve();
+  for (let at = start, turn = 0; at < end; at += size, turn++) {
     stopIfAborted(working.signal);
-    const length = Math.min(chunk.length, end - at);
-    for (let i = 0; i < length; i += l2EntrySize, cluster++) {
-      const offset = (plan.data.at + cluster) * clusterSize;
-      const mapped = cluster < plan.data.clusters;
-      view.setUint32(i, mapped ? (offsetHi(offset) | COPIED) >>> 0 : 0);
-      view.setUint32(i + 4, mapped ? (offsetLo(offset) | zero) >>> 0 : 0);
-      if (l2EntrySize === 16) {
-        view.setUint32(i + 8, 0);
-        view.setUint32(i + 12, mapped && allData ? 0xffff_ffff : 0);
-      }
-    }
-    await storage.write(length === chunk.length ? chunk : chunk.subarray(0, length), at);
+    const chunk = chunks[turn % 2 === 0 ? 0 : 1].subarray(0, Math.min(size, end - at));
+    const first = (at - start) / l2EntrySize;
+    const mapped = Math.min(Math.max(0, plan.data.clusters - first), chunk.length / l2EntrySize);
+    if (mapped * l2EntrySize < chunk.length) chunk.fill(0);
+    const offset = (plan.data.at + first) * clusterSize;
+    fillTables(viewOf(chunk), mapped, offset, { clusterSize, l2EntrySize, flags, allData });
+    await writing;
+    writing = later(storage.write(chunk, at));
+    // So that the device has something to do from the start: the flush that ends it all has less to wait for.
+    if (turn % FLUSH_EVERY !== FLUSH_EVERY - 1) continue;
+    await flushing;
+    flushing = later(storage.flush());
+  }
+  await Promise.all([writing, flushing]);
+}
+
+/** Something that is awaited in a later turn, if there is one. */
+function later(work: Promise<void>): Promise<void> {
+  work.catch(() => undefined);
+  return work;
+}
+
+/** The entries of `count` clusters in a row, the first at `offset`. Takes no time to speak of for each: there may be 2^24. */
+function fillTables(
+  view: DataView,
+  count: number,
+  offset: number,
+  entry: { clusterSize: number; l2EntrySize: number; flags: number; allData: boolean },
+): void {
+  const { clusterSize, l2EntrySize, flags, allData } = entry;
+  const end = count * l2EntrySize;
+  let hi = offsetHi(offset) | COPIED;
+  let lo = offsetLo(offset) | 0;
+  for (let at = 0; at < end; at += l2EntrySize) {
+    view.setInt32(at, hi);
+    view.setInt32(at + 4, lo | flags);
+    lo = (lo + clusterSize) | 0;
+    // 2^32 is a multiple of the size of a cluster, and so passed with a low half of 0.
+    if (lo === 0) hi++;
+  }
+  for (let at = 8; l2EntrySize === 16 && at < end; at += 16) {
+    view.setInt32(at, 0);
+    view.setInt32(at + 4, allData ? -1 : 0);
   }
 }
 
