@@ -7,6 +7,7 @@ import { fillDevice } from './content-copy.ts';
 import { writePool, type PoolDefinition, type PoolType, type PoolUsage } from './definition.ts';
 import { withLock } from './lock.ts';
 import { jobLock, poolLock, storeLock } from './locks.ts';
+import { checkVolumeName } from './names.ts';
 import { checkPromise, promisedBy, type Promised } from './overcommit.ts';
 import type { Pools } from './pools.ts';
 import { forecast, forgetSamples, readSamples, recordSample, type Forecast } from './samples.ts';
@@ -240,6 +241,10 @@ export class Pool {
     const backend = this.#backend();
     if (backend.createVolume === undefined)
       throw new SpindleError('UNSUPPORTED', `pools of type ${this.type} cannot make volumes`);
+    checkVolumeName(volume.name);
+    for (const size of [volume.capacity, volume.allocation])
+      if (size !== undefined && (!Number.isSafeInteger(size) || size < 0))
+        throw new SpindleError('BAD_SIZE', `${String(size)} bytes is no size of a volume`);
     const format = volume.format ?? 'raw';
     const known = format === 'raw' || format === 'qcow2';
     if (!known)
