@@ -7,7 +7,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { parsePool } from '../../src/pool/definition.ts';
 import { checkFile } from '../../src/index.ts';
 import { builtCli, MAIN } from '../tool/cli.ts';
-import { Random } from '../tool/random.ts';
+import { Random, seedOf } from '../tool/random.ts';
 import { newBench, type Bench } from './help.ts';
 
 beforeAll(builtCli);
@@ -51,7 +51,7 @@ async function expectWhole(bench: Bench, about: string): Promise<void> {
 }
 
 describe('kill -9', () => {
-  const random = new Random(Number(process.env['SPINDLE_SEED'] ?? Date.now()));
+  const random = new Random(seedOf('pools killed'));
   console.log(`seed ${String(random.seed)}`);
 
   it('inside every verb leaves everything whole', async () => {
