@@ -374,10 +374,7 @@ export class Pool {
   }
 
   #backend(): Backend {
-    const backend = BACKENDS[this.type];
-    if (backend === undefined)
-      throw new SpindleError('UNSUPPORTED', `pools of type ${this.type} cannot be used`);
-    return backend;
+    return BACKENDS[this.type];
   }
 
   #context(pool: PoolDefinition): Context {

@@ -107,7 +107,7 @@ export class Pools {
         throw new SpindleError('POOL_ACTIVE', `storage pool '${given.name}' is already active`);
       const pool = new Pool(this, given);
       const context = { pool: given, home: this.home };
-      if (build !== undefined) await BACKENDS[given.type]?.build?.(context, build);
+      if (build !== undefined) await BACKENDS[given.type].build?.(context, build);
       await pool.bringUp(given, defined === null);
       return pool;
     });
