@@ -86,8 +86,13 @@ export async function mountPool(
 }
 
 /** Takes the mount away, where it is there. */
-export async function unmountPool({ pool }: Context, sources: readonly string[]): Promise<void> {
-  if (isMounted(pool, sources)) await runTool('umount', ['--', pool.target.path], { timeout: MOUNT_TIME });
+export async function unmountPool(
+  { pool }: Context,
+  sources: readonly string[],
+  how: readonly string[] = [],
+): Promise<void> {
+  if (!isMounted(pool, sources)) return;
+  await runTool('umount', [...how, '--', pool.target.path], { timeout: MOUNT_TIME });
 }
 
 /**

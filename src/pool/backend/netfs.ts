@@ -26,6 +26,16 @@ function start(context: Context): Promise<void> {
   return mountPool(context, sources[0], format === 'auto' ? undefined : format, more, sources);
 }
 
+/** Takes the mount away; without waiting for a server that does not answer. */
+async function stop(context: Context): Promise<void> {
+  const sources = sourcesOf(context.pool);
+  const answers = await needMount(context, sources, true).then(
+    () => true,
+    () => false,
+  );
+  await unmountPool(context, sources, answers ? [] : ['--force', '--lazy']);
+}
+
 const ready = (context: Context): Promise<void> => needMount(context, sourcesOf(context.pool), true);
 
 /** A pool that is a directory of a server: NFS, and what else mount(8) can mount. */
@@ -33,7 +43,7 @@ export const netfsBackend: Backend = {
   ...checkedFiles(ready),
   build: ({ pool }) => buildDirectory(pool),
   start,
-  stop: (context) => unmountPool(context, sourcesOf(context.pool)),
+  stop,
   delete: ({ pool }) => {
     if (mountedOn(pool.target.path) !== undefined)
       throw new SpindleError('IN_USE', 'something is mounted there', { path: pool.target.path });
