@@ -60,13 +60,13 @@ mkdir -p /run/job/out; tar -C /run/job -xf /dev/disk/by-id/virtio-job; cd /run/j
 bash ./run.sh 2>out/errors </dev/null | tee out/log; rc=${PIPESTATUS[0]}
 echo $rc > out/rc; dmesg > out/dmesg; sync
 tar -C /run/job -cf /dev/disk/by-id/virtio-result out; sync
-if [ -e /run/job/again ]; then echo b > /proc/sysrq-trigger; else echo o > /proc/sysrq-trigger; fi; sleep 10
+echo o > /proc/sysrq-trigger; sleep 10
 INIT
 }
 
 build() {
   local key
-  key=$(cat "$0" | sha256sum | cut -c1-16)
+  key=$({ echo "$modules $packages $suite"; init; declare -f build; node --version; } | sha256sum | cut -c1-16)
   [ -s "$lab/root.qcow2" ] && [ "$(cat "$lab/key" 2>/dev/null)" = "$key" ] && return
   echo "# building the guest" >&2
   rm -rf "$lab"
@@ -104,7 +104,7 @@ build() {
 }
 
 boot() { # processors, directory of this run
-  timeout "${LAB_TIME:-240}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
+  timeout "${LAB_TIME:-400}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
     -nodefaults -nic none -display none -no-reboot -serial file:"$2/console" -kernel "$lab/vmlinuz" \
     -append "console=ttyS0 quiet root=/dev/nvme0n1 rw init=/lab/init panic=-1 mitigations=off" \
     -drive if=none,id=root,file="$lab/root.qcow2",format=qcow2,snapshot=on,cache=unsafe -device nvme,drive=root,serial=root \

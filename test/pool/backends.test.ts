@@ -342,6 +342,8 @@ describe('iscsi', () => {
       writeFileSync(join(device, address, 'type'), `${type}\n`);
       if (node !== '') writeFileSync(join(device, address, 'block', node, 'size'), '2048\n');
     }
+    // As in the kernel's tree, there are other files beside the addresses.
+    writeFileSync(join(device, 'uevent'), '');
     const names = join(bench.root, 'by-path');
     mkdirSync(names);
     writeFileSync(join(bench.root, 'sdq'), '');

@@ -188,16 +188,11 @@ function unitsOf(sys: string, session: string): Unit[] {
     )
     .flatMap(({ address, path }) => {
       const [, bus, target, lun] = /^\d+:(\d+):(\d+):(\d+)$/.exec(address) ?? [];
+      // There are other files beside the addresses.
+      if (bus === undefined || target === undefined || lun === undefined) return [];
       const type = textIn(join(path, 'type'));
       const [node] = listed(join(path, 'block'));
-      if (
-        bus === undefined ||
-        target === undefined ||
-        lun === undefined ||
-        node === undefined ||
-        (type !== '0' && type !== '5')
-      )
-        return [];
+      if (node === undefined || (type !== '0' && type !== '5')) return [];
       return [
         {
           name: `unit:${bus}:${target}:${lun}`,
