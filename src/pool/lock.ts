@@ -46,12 +46,15 @@ export async function withLock<T>(
   patience = PATIENCE,
 ): Promise<T> {
   const { flockSync } = loaded();
-  await ownDirectory(dirname(path));
   let fd: number;
   try {
+    await ownDirectory(dirname(path));
     fd = openSync(path, constants.O_CREAT | constants.O_RDWR | constants.O_NOFOLLOW, 0o600);
   } catch (error) {
-    throw hostError(error, path, 'open the lock');
+    const told = hostError(error, path, 'open the lock');
+    // Who may not change anything here may still look.
+    if (mode === 'shared' && (told.code === 'PERMISSION' || told.code === 'READ_ONLY')) return work();
+    throw told;
   }
   try {
     const end = Date.now() + patience;

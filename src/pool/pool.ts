@@ -3,7 +3,6 @@ import { isSpindleError, SpindleError } from '../core/errors.ts';
 import type { Working } from '../core/working.ts';
 import type { Backend, BuildMode, Context } from './backend.ts';
 import { BACKENDS } from './backends.ts';
-import { fillDevice } from './content-copy.ts';
 import { writePool, type PoolDefinition, type PoolType, type PoolUsage } from './definition.ts';
 import { withLock } from './lock.ts';
 import { jobLock, poolLock, storeLock } from './locks.ts';
@@ -67,8 +66,10 @@ export class Pool {
 
   /** All that is known of it. @throws SpindleError POOL_GONE, TOOL_FAILED, TOOL_TIMEOUT for an active pool out of reach */
   async info(): Promise<PoolInfo> {
-    const active = this.active();
-    const usage = active === null ? null : await this.#backend().usage(this.#context(active.pool));
+    const [active, usage] = await this.#shared(async () => {
+      const now = this.active();
+      return [now, now === null ? null : await this.#backend().usage(this.#context(now.pool))];
+    });
     return {
       name: this.name,
       uuid: this.uuid,
@@ -81,16 +82,18 @@ export class Pool {
   }
 
   /** libvirt's XML of it: as it is, or with `inactive` as it will be started next. */
-  async xml({ inactive = false }: { inactive?: boolean } = {}): Promise<string> {
-    const active = inactive ? null : this.active();
-    if (active !== null) {
-      const context = this.#context(active.pool);
-      const usage = await this.#backend().usage(context);
-      return writePool(active.pool, { usage, permissions: await this.#backend().permissions?.(context) });
-    }
-    const pool = this.definition() ?? this.active()?.pool;
-    if (pool === undefined) throw this.#notFound();
-    return writePool(pool);
+  xml({ inactive = false }: { inactive?: boolean } = {}): Promise<string> {
+    return this.#shared(async () => {
+      const active = inactive ? null : this.active();
+      if (active !== null) {
+        const context = this.#context(active.pool);
+        const usage = await this.#backend().usage(context);
+        return writePool(active.pool, { usage, permissions: await this.#backend().permissions?.(context) });
+      }
+      const pool = this.definition() ?? this.active()?.pool;
+      if (pool === undefined) throw this.#notFound();
+      return writePool(pool);
+    });
   }
 
   /** Prepares what the pool is made of. @throws SpindleError POOL_ACTIVE, and what the tools of its kind say */
@@ -276,22 +279,21 @@ export class Pool {
       if (warning !== undefined) options.onWarning?.(warning);
     }
     const from = source?.facts;
-    const asFile = from !== undefined && this.type !== 'logical';
     await backend.createVolume(context, {
       volume,
       policy: options.policy,
       preallocateMetadata: options.preallocateMetadata,
       backing,
-      source: asFile
-        ? { path: from.path, format: from.format ?? 'raw', reflink: options.reflink === true }
-        : undefined,
+      source:
+        from !== undefined
+          ? { path: from.path, format: from.format ?? 'raw', reflink: options.reflink === true }
+          : undefined,
       gate: this.pools.gate(),
       signal: options.signal,
       onProgress: options.onProgress,
       exclusively: (work) => this.#locked(work),
     });
     const made = await this.volume(volume.name);
-    if (from !== undefined && !asFile) await fillDevice(from, made, this.pools.gate(), options);
     await this.#locked(() => this.#sample(context));
     return made;
   }
@@ -345,7 +347,15 @@ export class Pool {
   }
 
   #reading<T>(work: (context: Context, backend: Backend) => Promise<T>): Promise<T> {
-    return work(this.#context(this.#needActive().pool), this.#backend());
+    return this.#shared(() => work(this.#context(this.#needActive().pool), this.#backend()));
+  }
+
+  /** A look at the pool, beside others who look; who changes it waits. */
+  #shared<T>(work: () => Promise<T>): Promise<T> {
+    const { home, patience, readOnly } = this.pools;
+    if (readOnly) return work();
+    const busy = `pool '${this.name}' is being changed by another command; try again when it is done`;
+    return withLock(poolLock(home, this.name), 'shared', busy, work, patience);
   }
 
   #locked<T>(work: () => Promise<T>, definitions = false): Promise<T> {

@@ -116,8 +116,9 @@ boot() { # processors, directory of this run
 
 # A disk of the job and one for its results carry plain archives. Its data disks keep what they hold from one boot to the next.
 job() {
-  local name=$1 work out boots cpus rc
+  local name=$1 out boots cpus rc
   work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
   out="$lab/out-$name"
   rm -rf "$out"
   mkdir -p "$out" "$work/job/spindle/node_modules/fs-ext/build/Release" "$work/job/spindle/native"

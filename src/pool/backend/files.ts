@@ -416,6 +416,8 @@ export async function setGuardFile({ pool }: Context, bytes: number): Promise<vo
     } catch (error) {
       await storage.close();
       await unlink(unfinished).catch(() => undefined);
+      if (error instanceof SpindleError) error.path = path;
+      if (error instanceof Error) error.message = error.message.replaceAll(unfinished, path);
       throw error;
     }
   }

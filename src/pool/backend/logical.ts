@@ -1,8 +1,12 @@
-import { isSpindleError, SpindleError } from '../../core/errors.ts';
+import { randomBytes } from 'node:crypto';
 import { fillWithZeroes } from '../../core/allocation.ts';
+import { isSpindleError, SpindleError } from '../../core/errors.ts';
+import { convert } from '../../op/convert.ts';
 import { openFile } from '../../storage/file.ts';
 import type { Backend, BuildMode, Context, Discover, ResizeVolume, VolumeRequest } from '../backend.ts';
 import type { PoolDefinition, PoolUsage } from '../definition.ts';
+import { withLock } from '../lock.ts';
+import { jobLock } from '../locks.ts';
 import { byName } from '../store.ts';
 import { runTool } from '../tool.ts';
 import type { VolumeFacts } from '../volume-definition.ts';
@@ -12,6 +16,8 @@ import { bytesIn, lvm, parseDevices, report, type Row } from './lvm.ts';
 /** The thin pool that is made for the first thin volume, and the reserve. */
 const THIN = 'spindle_thin';
 const GUARD = 'spindle_guard';
+/** What volumes are called while they are filled. */
+const UNFINISHED = 'spindle_new_';
 
 /** Bytes zeroed at either end of a device that is built over. */
 const ENDS = 1024 ** 2;
@@ -135,7 +141,8 @@ export function volumesOf(rows: readonly Row[], groupName: string): VolumeFacts[
       name.startsWith('[') ||
       attributes.startsWith('t') ||
       attributes[4] !== 'a' ||
-      name === GUARD
+      name === GUARD ||
+      name.startsWith(UNFINISHED)
     )
       continue;
     const before = found.get(name);
@@ -187,10 +194,15 @@ async function createVolume(context: Context, request: VolumeRequest): Promise<v
   if (capacity === undefined || capacity === 0)
     throw new SpindleError('BAD_SIZE', `volume '${name}' needs a capacity`);
   const thin = policy === 'thin' || (policy === undefined && (volume.allocation ?? capacity) < capacity);
+  const free = (rows: readonly Row[]): readonly Row[] => {
+    if (!rows.some((row) => row['lv_name'] === name)) return rows;
+    throw new SpindleError('EXISTS', `storage volume '${name}' exists already`);
+  };
+  // What takes time to fill has a name of its own until it is complete.
+  const fills = policy === 'thick-eager' || request.source !== undefined;
+  const first = fills ? UNFINISHED + randomBytes(6).toString('hex') : name;
   await request.exclusively(async () => {
-    const rows = await rowsOf(context);
-    if (rows.some((row) => row['lv_name'] === name))
-      throw new SpindleError('EXISTS', `storage volume '${name}' exists already`);
+    const rows = free(await rowsOf(context));
     const size = `${String(capacity)}b`;
     if (backing !== undefined) {
       const origin = rows.find((row) => `/dev/${into}/${row['lv_name'] ?? ''}` === backing.path);
@@ -201,27 +213,65 @@ async function createVolume(context: Context, request: VolumeRequest): Promise<v
         );
       const from = `${into}/${origin['lv_name'] ?? ''}`;
       const own = (origin['pool_lv'] ?? '') === '' ? ['--size', size] : ['--setactivationskip', 'n'];
-      await lvm('lvcreate', ['--yes', '--name', name, '--snapshot', ...own, from]);
+      await lvm('lvcreate', ['--yes', '--name', first, '--snapshot', ...own, from]);
     } else if (thin) {
       const pool =
         rows.find((row) => (row['lv_attr'] ?? '').startsWith('t'))?.['lv_name'] ?? (await makeThinPool(into));
-      await lvm('lvcreate', ['--yes', '--name', name, '--virtualsize', size, '--thinpool', pool, into]);
-    } else await lvm('lvcreate', ['--yes', '--wipesignatures', 'y', '--name', name, '--size', size, into]);
+      await lvm('lvcreate', ['--yes', '--name', first, '--virtualsize', size, '--thinpool', pool, into]);
+    } else await lvm('lvcreate', ['--yes', '--wipesignatures', 'y', '--name', first, '--size', size, into]);
     await settle();
   });
-  if (policy !== 'thick-eager') return;
+  if (!fills) return;
   try {
-    const storage = await openFile(`/dev/${into}/${name}`, { write: true });
+    await fill(`/dev/${into}/${first}`, request);
+    await request.exclusively(async () => {
+      free(await rowsOf(context));
+      await lvm('lvrename', [into, first, name]);
+      await settle();
+    });
+  } catch (error) {
+    await lvm('lvremove', ['--force', `${into}/${first}`]).catch(() => undefined);
+    throw error;
+  }
+}
+
+/** Writes all of a new volume: the disk of another one, or zeroes. */
+async function fill(path: string, request: VolumeRequest): Promise<void> {
+  const { source, policy, gate, signal, onProgress } = request;
+  if (policy === 'thick-eager') {
+    const storage = await openFile(path, { write: true });
     try {
       await fillWithZeroes(storage, 0, storage.size, request);
       await storage.flush();
     } finally {
       await storage.close();
     }
-  } catch (error) {
-    await lvm('lvremove', ['--force', `${into}/${name}`]).catch(() => undefined);
-    throw error;
   }
+  if (source !== undefined)
+    await convert(
+      [{ path: source.path, format: source.format, gate }],
+      { existing: true, path, format: 'raw' },
+      { signal, onProgress },
+    );
+}
+
+/** Removes volumes that were being filled when a command died; while any is being made, all stay. */
+async function removeUnfinished(context: Context): Promise<void> {
+  const { pool, home } = context;
+  const busy = 'volumes are being made';
+  await withLock(
+    jobLock(home, pool.name),
+    'exclusive',
+    busy,
+    async () => {
+      const names = (await rowsOf(context)).flatMap((row) => row['lv_name'] ?? []);
+      for (const name of new Set(names.filter((one) => one.startsWith(UNFINISHED))))
+        await lvm('lvremove', ['--force', `${groupOf(pool)}/${name}`]);
+    },
+    0,
+  ).catch((error: unknown) => {
+    if (!isSpindleError(error, 'IN_USE')) throw error;
+  });
 }
 
 /** The thin pool for the first thin volume: half of what is free, for linear volumes want some too. */
@@ -300,6 +350,7 @@ export const logicalBackend: Backend = {
   refresh: async (context) => {
     await settle();
     await needWhole(context);
+    await removeUnfinished(context);
   },
   usage,
   volumes: async (context) => volumesOf(await rowsOf(context), groupOf(context.pool)),

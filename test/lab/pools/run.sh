@@ -106,6 +106,14 @@ lvm_pool() {
   pass 'lvm: download' spindle vol-download thin /tmp/back --pool lv --offset 1048576 --length 67108864
   pass 'lvm: what came back is equal' cmp /tmp/data /tmp/back
   pass 'lvm: the key is the UUID' test "$(spindle vol-key lin --pool lv | head -n 1)" = "$(lvs --noheadings -o lv_uuid vg0/lin | tr -d ' ')"
+  node /run/job/spindle/dist/cli/main.cjs vol-create-as lv half 128M --allocation-policy thick-eager >/dev/null 2>&1 &
+  local pid=$!
+  until lvs --noheadings -o lv_name vg0 | grep -q spindle_new_; do sleep 0.1; done
+  kill -9 $pid
+  wait $pid 2>/dev/null
+  pass 'lvm: what was killed is no volume' test "$(spindle vol-list lv -q | grep -c -e half -e spindle_new)" = 0
+  pass 'lvm: refresh' spindle pool-refresh lv
+  pass 'lvm: and nothing is left of it' test "$(lvs --noheadings -o lv_name vg0 | grep -c spindle_new_)" = 0
   pass 'lvm: reserve' spindle pool-guard lv 8M
   pass 'lvm: the reserve is no volume' test "$(spindle vol-list lv -q | grep -c guard)" = 0
   pass 'lvm: release' spindle pool-guard lv --release
