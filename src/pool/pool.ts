@@ -133,10 +133,16 @@ export class Pool {
   /** Makes it inactive; what it holds stays. @throws SpindleError POOL_INACTIVE, IN_USE (volumes are being made) */
   destroy(): Promise<void> {
     return this.#locked(async () => {
-      const { pool } = this.#needActive();
+      const active = this.#needActive();
       await this.#idle(async () => {
         await removeState(this.pools.home, this.name);
-        await this.#backend().stop(this.#context(pool));
+        try {
+          await this.#backend().stop(this.#context(active.pool));
+        } catch (error) {
+          // Busy, perhaps: it is as active as before.
+          await saveState(this.pools.home, active);
+          throw error;
+        }
       });
     });
   }

@@ -29,7 +29,9 @@ export function parseXml(text: string, what: string): Xml {
   if (deepest(text) > LIMIT.depth) throw bad(`elements lie more than ${String(LIMIT.depth)} deep`);
   let document: Document;
   try {
-    const onError = (_level: unknown, message: string): never => {
+    const onError = (level: string, message: string): void => {
+      // A character like any other, though it often stands for one that was lost.
+      if (level === 'warning' && message.includes('replacement character')) return;
       throw new Error(message);
     };
     document = new DOMParser({ onError }).parseFromString(text, 'text/xml');
@@ -111,15 +113,20 @@ export function textElement(name: string, text: string | number | undefined): Bu
   return text === undefined ? undefined : element(name, {}, String(text));
 }
 
+/** Text as XML can hold it: names inside hostile images may have what no document may. */
+function legible(text: string): string {
+  return text.replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, '\ufffd');
+}
+
 /** The document as text, one element a line, ending with a line break. */
 export function writeXml(root: Built): string {
   const document = new DOMImplementation().createDocument(null, '', null);
   const add = (built: Built, depth: number): Element => {
     const made = document.createElement(built.name);
     for (const [name, value] of Object.entries(built.attributes))
-      if (value !== undefined) made.setAttribute(name, value);
+      if (value !== undefined) made.setAttribute(name, legible(value));
     if (typeof built.content === 'string') {
-      if (built.content !== '') made.appendChild(document.createTextNode(built.content));
+      if (built.content !== '') made.appendChild(document.createTextNode(legible(built.content)));
       return made;
     }
     const children = built.content.filter((child) => child !== undefined);

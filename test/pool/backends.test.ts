@@ -2,7 +2,16 @@
 // have: here their tools are stand-ins that record how they are called and answer as the real ones were seen to; the
 // guest lab (npm run test:lab) runs the real ones.
 import { execFileSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { iscsiBackendAt, parseSessions } from '../../src/pool/backend/iscsi.ts';
@@ -116,6 +125,11 @@ describeUnlessMissing('a file system on a loop device', noLoop(), () => {
         ]);
         await pool.setGuard(0);
         await pool.createVolume({ name: 'more', capacity: 4 * 1024 ** 2 });
+        // Somebody has a file of it open: it stays as it is.
+        const held = openSync(join(target, 'v'), 'r');
+        await expect(pool.destroy()).rejects.toThrow(/busy/);
+        closeSync(held);
+        expect(pool.active()).not.toBe(null);
       } finally {
         await pool.destroy();
       }

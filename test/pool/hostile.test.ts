@@ -107,6 +107,11 @@ describe('descriptions', () => {
     );
   });
 
+  it('hold nothing that XML cannot, whatever a name inside an image says', () => {
+    const again = parseXml(writeXml(element('a', { b: '\u0001<&"' }, 'x\u0000\ud800\uffff]]>')), 'it');
+    expect([again.text, again.attributes['b']]).toEqual(['x\ufffd\ufffd\ufffd]]>', '\ufffd<&"']);
+  });
+
   it('of pools may not be of kinds that are not known', () => {
     expect(codeOf(() => parsePool("<pool type='rbd'><name>a</name></pool>"))).toBe('UNSUPPORTED');
   });
