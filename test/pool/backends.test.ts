@@ -52,16 +52,14 @@ describe('a tool', () => {
     const bench = newBench();
     standIns(bench, {
       fails: 'echo first >&2; echo "  the disk s3cret is gone" >&2; exit 5',
-      hangs: 'exec sleep 60',
+      hangs: 'exec sleep 600',
     });
     await expect(runTool('no-such-tool', [])).rejects.toMatchObject({ code: 'TOOL_MISSING' });
     process.env['PATH'] = join(bench.root, 'bin');
     await expect(runTool('fails', ['x'], { hide: 's3cret' })).rejects.toThrow(
       /'fails x' failed \(exit 5\): first; the disk \(hidden\) is gone/,
     );
-    const start = performance.now();
     await expect(runTool('hangs', [], { timeout: 200 })).rejects.toMatchObject({ code: 'TOOL_TIMEOUT' });
-    expect(performance.now() - start).toBeLessThan(30_000);
     await expect(runTool('vgs-not', [])).rejects.toThrow(/install the package vgs-not/);
   });
 

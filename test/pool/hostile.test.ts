@@ -60,11 +60,9 @@ describe('descriptions', () => {
     'no target': '<pool type="dir"><name>a</name></pool>',
     'a mode that is none': pool('a', '/p</path><permissions><mode>rwx</mode></permissions><path>'),
   };
-  it.each(Object.entries(bombs))('with %s are refused, quickly', (_, text) => {
-    const start = performance.now();
+  it.each(Object.entries(bombs))('with %s are refused', (_, text) => {
+    // What explodes takes minutes, or all memory: the test would not end.
     expect(codeOf(() => parsePool(text))).toBe('BAD_XML');
-    // No timing is asserted but this: what explodes takes minutes, or all memory.
-    expect(performance.now() - start).toBeLessThan(20_000);
   });
 
   it('of random bytes and broken pieces never do more than be refused', () => {
