@@ -10,6 +10,7 @@ const SLOW = [
   'test/chain/{commit,rebase,crash,safety}.test.ts',
   'test/cli/{change,devices,kinds,libvirt,qemu-img,names}.test.ts',
   'test/op/allocate{,-safety}.test.ts',
+  'test/pool/{killed,libvirt,race}.test.ts',
   'test/write/{model,interleaved,killed,crash,crash-whole,no-space,no-space-each,lazy}.test.ts',
   'test/write/{amend,amend-crash,bitmaps-model,bitmaps-crash,large}.test.ts',
 ];

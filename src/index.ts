@@ -104,6 +104,44 @@ export type { OverlapCheck } from './format/qcow2/write/cluster-kinds.ts';
 export type { Snapshot } from './format/qcow2/snapshot.ts';
 export type { Working } from './core/working.ts';
 
+// pools
+export {
+  Pool,
+  poolHome,
+  Pools,
+  parsePool,
+  parseVolume,
+  promisedBy,
+  Volume,
+  WIPE_ALGORITHMS,
+  writePool,
+  writeVolumeDefinition,
+  POOL_TYPES,
+  type ActivePool,
+  type BuildMode,
+  type CreateVolumeOptions,
+  type Discovery,
+  type Forecast,
+  type Permissions,
+  type PoolDefinition,
+  type PoolHome,
+  type PoolInfo,
+  type PoolsOptions,
+  type PoolSource,
+  type PoolType,
+  type PoolUsage,
+  type Promised,
+  type SourceAuth,
+  type SourceHost,
+  type Started,
+  type Timestamps,
+  type TransferOptions,
+  type VolumeDefinition,
+  type VolumeFacts,
+  type VolumeResize,
+  type VolumeType,
+} from './pool/index.ts';
+
 // images
 export { openImageFile, secretOf, type OpenFileOptions } from './op/open.ts';
 export { fileGate, namedGate, type FileGateOptions } from './op/file-gate.ts';

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { loadVerb } from './load-verb.ts';
 import { complain, out, OutputClosed } from './output.ts';
 import { closest } from './suggest.ts';
-import { VERBS } from './verbs.ts';
+import { fileOfVerb, VERBS } from './verbs.ts';
 
 const load = createRequire(import.meta.url);
 
@@ -32,8 +32,12 @@ function main(args: readonly string[]): void {
 }
 
 function runVerb(program: string, name: string, args: readonly string[]): void {
-  if (Object.hasOwn(VERBS, name))
-    void loadVerb(fileURLToPath(new URL(`./command/${name}.cjs`, import.meta.url))).run(args, program);
+  const found = fileOfVerb(name);
+  if (found !== undefined)
+    void loadVerb(fileURLToPath(new URL(`./command/${found.file}.cjs`, import.meta.url))).run(
+      [...found.args, ...args],
+      program,
+    );
   else
     fail(
       program,
@@ -62,7 +66,7 @@ function overview(program: string): string {
   const lines = Object.entries(VERBS).map(([name, does]) => `  ${name.padEnd(width)}  ${does}\n`);
   return `Usage: ${program} COMMAND [options]
 
-Makes and inspects raw and qcow2 disk images. The options are those of qemu-img.
+Makes and inspects raw and qcow2 disk images, and keeps pools of them. The options are those of qemu-img and virsh.
 
 Commands:
 ${lines.join('')}

@@ -17,6 +17,17 @@ export const VERBS: Readonly<Record<string, string>> = {
   key: 'list, add, remove and change the passphrases of a LUKS encrypted image',
   commit: 'write an overlay into its backing file',
   rebase: 'put an overlay on another backing file',
+  pool: 'define, start, inspect and remove storage pools (the pool verbs of virsh)',
+  vol: 'make, inspect, change and remove volumes of pools (the vol verbs of virsh)',
   doctor: 'tell what this host and a file system can do',
   completion: 'print a completion script for a shell',
 };
+
+/** The file that holds a verb, and what it is called there; undefined where there is none. `pool-start` is in `pool`. */
+export function fileOfVerb(
+  name: string,
+): { readonly file: string; readonly args: readonly string[] } | undefined {
+  if (Object.hasOwn(VERBS, name)) return { file: name, args: [] };
+  if (/^(pool-.|find-storage-pool-sources)/.test(name)) return { file: 'pool', args: [name] };
+  return name.startsWith('vol-') ? { file: 'vol', args: [name] } : undefined;
+}

@@ -40,6 +40,18 @@ export type ErrorCode =
   | 'UNSUPPORTED' // neither the platform nor the storage can do it
   | 'CLOSED'
   | 'ABORTED'
+  // pools
+  | 'BAD_XML' // a description of a pool or volume that is no XML, or breaks its schema
+  | 'BAD_NAME' // a name or path that cannot be one, or that would lead out of its place
+  | 'POOL_NOT_FOUND'
+  | 'POOL_ACTIVE' // the pool must be stopped for this
+  | 'POOL_INACTIVE' // the pool must be started for this
+  | 'POOL_GONE' // what the pool is made of is not there any more, or does not answer
+  | 'VOLUME_NOT_FOUND'
+  | 'OVERCOMMIT' // the pool would promise more than the caller allows
+  | 'TOOL_MISSING' // a program of the administrator that is not installed
+  | 'TOOL_FAILED'
+  | 'TOOL_TIMEOUT'
   // the request
   | 'BAD_OPTION' // an option or a combination of options that makes no sense
   | 'BAD_SIZE'

@@ -28,15 +28,16 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'format/qcow2/': ['format/driver.ts', 'format/crypto/'],
   'format/open.ts': ['format/raw/', 'format/luks/', 'format/qcow2/'],
   'op/': ['storage/', 'layer/', 'format/', 'native/'],
-  'cli/': ['op/', 'storage/', 'format/', 'native/'],
-  'index.ts': ['storage/', 'layer/', 'format/', 'native/', 'op/'],
+  'pool/': ['op/', 'storage/', 'format/', 'native/'],
+  'cli/': ['op/', 'pool/', 'storage/', 'format/', 'native/'],
+  'index.ts': ['storage/', 'layer/', 'format/', 'native/', 'op/', 'pool/'],
 };
 
 /** Rooms whose insides are for themselves alone. */
 const PRIVATE = ['format/raw/', 'format/luks/', 'format/qcow2/'];
 
 /** The only places that know the runtime. */
-const MAY_USE_NODE = ['native/', 'storage/', 'cli/'];
+const MAY_USE_NODE = ['native/', 'storage/', 'pool/', 'cli/'];
 const MAY_NOT_USE_NODE = ['storage/memory.ts'];
 
 interface Import {

@@ -1,7 +1,7 @@
 // The package as others get it: packed, installed beside a program of theirs, compiled against its types, and run.
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { builtCli } from '../tool/cli.ts';
@@ -44,8 +44,9 @@ describe('the package', () => {
       ...Object.keys({ ...manifest.dependencies, ...manifest.optionalDependencies }),
       '@types',
     ]) {
-      if (existsSync(join(ROOT, 'node_modules', name)))
-        symlinkSync(join(ROOT, 'node_modules', name), join(modules, name));
+      if (!existsSync(join(ROOT, 'node_modules', name))) continue;
+      mkdirSync(dirname(join(modules, name)), { recursive: true });
+      symlinkSync(join(ROOT, 'node_modules', name), join(modules, name));
     }
     writeFileSync(join(consumer, 'package.json'), JSON.stringify({ type: 'module' }));
     writeFileSync(join(consumer, 'example.ts'), readmeExample());

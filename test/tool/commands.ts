@@ -4,10 +4,21 @@ import { fileURLToPath } from 'node:url';
 import type { Command, Option } from 'commander';
 import { examplesOf, type Verb } from '../../src/cli/command-line.ts';
 import { otherSpellings } from '../../src/cli/expand.ts';
+import { POOL_VERBS } from '../../src/cli/pool/pool-verbs.ts';
+import { commandsOf } from '../../src/cli/pool/spec.ts';
+import { VOL_VERBS } from '../../src/cli/pool/vol-verbs.ts';
 import { VERBS } from '../../src/cli/verbs.ts';
 
 /** Where the reference is. */
 export const REFERENCE = fileURLToPath(new URL('../../COMMANDS.md', import.meta.url));
+
+/** What each verb does; those of pools and volumes come last. */
+const DOES: Readonly<Record<string, string>> = {
+  ...VERBS,
+  ...Object.fromEntries(
+    Object.entries({ ...POOL_VERBS, ...VOL_VERBS }).map(([name, { does }]) => [name, does]),
+  ),
+};
 
 /** The definition of each verb. */
 export async function definitions(): Promise<Map<string, Command>> {
@@ -16,17 +27,22 @@ export async function definitions(): Promise<Map<string, Command>> {
     const { define } = (await import(`../../src/cli/command/${name}.ts`)) as Verb;
     found.set(name, define('spindle'));
   }
+  for (const [name, command] of commandsOf('spindle', { ...POOL_VERBS, ...VOL_VERBS }))
+    found.set(name, command);
   return found;
 }
 
 /** The text of the reference. */
 export async function reference(): Promise<string> {
   const all = await definitions();
-  const list = [...all.keys()].map((name) => `- [${name}](#spindle-${name}): ${VERBS[name] ?? ''}`);
+  const list = [...all.keys()].map((name) => `- [${name}](#spindle-${name}): ${DOES[name] ?? ''}`);
   return `# Commands
 
 Made from the definitions of the commands by \`npm run docs\`. \`spindle COMMAND --help\` prints the same. Called under the
 name \`qemu-img\`, spindle has the commands that qemu-img has, with the same options, exit codes and JSON.
+
+The verbs of pools and volumes take their arguments as virsh does: each may be given by its name (\`--pool images\`), or
+without it in the order of the list; \`spindle pool-start\` is also \`spindle pool start\`.
 
 ${list.join('\n')}
 

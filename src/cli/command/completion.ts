@@ -1,4 +1,7 @@
 import { Argument } from 'commander';
+import { POOL_VERBS } from '../pool/pool-verbs.ts';
+import { commandsOf } from '../pool/spec.ts';
+import { VOL_VERBS } from '../pool/vol-verbs.ts';
 import { newCommand, verb } from '../command-line.ts';
 import { bashScript } from '../completion/bash.ts';
 import { fishScript } from '../completion/fish.ts';
@@ -20,9 +23,11 @@ import { define as info } from './info.ts';
 import { define as key } from './key.ts';
 import { define as map } from './map.ts';
 import { define as measure } from './measure.ts';
+import { define as pool } from './pool.ts';
 import { define as rebase } from './rebase.ts';
 import { define as resize } from './resize.ts';
 import { define as snapshot } from './snapshot.ts';
+import { define as vol } from './vol.ts';
 
 const SCRIPTS = { bash: bashScript, zsh: zshScript, fish: fishScript };
 type Shell = keyof typeof SCRIPTS;
@@ -60,8 +65,9 @@ export const { define, run } = verb((program) =>
         rebase,
         key,
       };
-      const definitions = { ...images, doctor, completion: define };
+      const definitions = { ...images, pool, vol, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
-      out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries(commands))));
+      const pools = commandsOf(program, { ...POOL_VERBS, ...VOL_VERBS });
+      out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries([...commands, ...pools]))));
     }),
 );

@@ -27,7 +27,7 @@ export interface CompletedVerb {
 export function completedVerbs(commands: Readonly<Record<string, Command>>): CompletedVerb[] {
   return Object.entries(commands).map(([name, command]) => ({
     name,
-    description: VERBS[name] ?? '',
+    description: VERBS[name] ?? command.description(),
     options: [...command.options.filter((option) => !option.hidden).map(completedOption), HELP],
     words: command.registeredArguments[0]?.argChoices ?? [],
     files: command.registeredArguments.length > 1,

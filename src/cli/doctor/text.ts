@@ -23,7 +23,7 @@ export function doctorText(findings: Findings): string {
       'addon',
       addon.loaded ? `loaded from ${addon.path ?? ''}` : `not loaded: ${addon.reason ?? 'no reason given'}`,
     ],
-    ['fs-ext', findings.fsExt ? 'loads' : 'does not load (used only without the addon)'],
+    ['fs-ext', findings.fsExt ? 'loads' : 'does not load (pools need it for their locks)'],
     ...Object.entries(tools).map(
       ([name, path]) => [name, path ?? 'not found (used only without the addon)'] as const,
     ),

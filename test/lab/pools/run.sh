@@ -1,0 +1,261 @@
+# Pools on real LVM, NFS and iSCSI, in the guest lab. Boot 1 makes them; boot 2 sees what a reboot leaves. TAP on stdout.
+export SPINDLE_POOLS=/run/job/out/keep
+spindle() { node /run/job/spindle/dist/cli/main.cjs "$@"; }
+
+count=0
+failed=0
+# pass NAME COMMAND...: it succeeds. refuse NAME PATTERN COMMAND...: it fails with exit code 1, one line, and these words.
+pass() {
+  local name=$1
+  shift
+  count=$((count + 1))
+  if "$@" >/tmp/said 2>&1; then echo "ok $count - $name"; else
+    echo "not ok $count - $name"
+    sed 's/^/#   /' /tmp/said
+    failed=1
+  fi
+}
+refuse() {
+  local name=$1 pattern=$2 code=0
+  shift 2
+  count=$((count + 1))
+  "$@" >/tmp/said 2>&1 || code=$?
+  if [ $code = 1 ] && [ "$(wc -l </tmp/said)" = 1 ] && grep -q -- "$pattern" /tmp/said; then echo "ok $count - $name"; else
+    echo "not ok $count - $name (exit $code)"
+    sed 's/^/#   /' /tmp/said
+    failed=1
+  fi
+}
+says() { # PATTERN COMMAND...: the output holds it
+  local pattern=$1
+  shift
+  "$@" | tee /tmp/output | grep -q -- "$pattern" || { cat /tmp/output; return 1; }
+}
+within() { # SECONDS COMMAND...
+  local start=$SECONDS limit=$1 code=0
+  shift
+  "$@" || code=$?
+  [ $((SECONDS - start)) -le "$limit" ] || { echo "took $((SECONDS - start)) s"; return 3; }
+  return $code
+}
+fill() { head -c "$2" /dev/urandom >"$1"; }
+
+export_nfs() {
+  mkdir -p /srv/exp /var/lib/nfs/rpc_pipefs /var/lib/nfs/v4recovery
+  truncate -s 64M /tmp/exported
+  mke2fs -q -F -t ext4 /tmp/exported
+  mount -o loop /tmp/exported /srv/exp
+  modprobe nfsd
+  mount -t nfsd nfsd /proc/fs/nfsd
+  mount -t rpc_pipefs rpc_pipefs /var/lib/nfs/rpc_pipefs
+  rpcbind -w
+  rpc.nfsd -G 10 -L 10 2
+  exportfs -i -o rw,no_root_squash,insecure,no_subtree_check,fsid=1 127.0.0.1:/srv/exp
+  rpc.mountd
+  echo Y >/proc/fs/nfsd/v4_end_grace
+}
+
+serve_iscsi() {
+  tgtd
+  until tgtadm --lld iscsi --op show --mode sys >/dev/null 2>&1; do sleep 0.2; done
+  truncate -s 32M /tmp/lun1
+  tgtadm --lld iscsi --op new --mode target --tid 1 -T iqn.2024-01.lab:t1
+  tgtadm --lld iscsi --op new --mode logicalunit --tid 1 --lun 1 -b /tmp/lun1
+  tgtadm --lld iscsi --op bind --mode target --tid 1 -I ALL
+  tgtadm --lld iscsi --op new --mode account --user joe --password secretsecret12
+  tgtadm --lld iscsi --op bind --mode account --tid 1 --user joe
+  echo InitiatorName=iqn.2024-01.lab:init >/etc/iscsi/initiatorname.iscsi
+  mkdir -p /run/lock/iscsi
+  modprobe iscsi_tcp
+  iscsid
+}
+
+pv0=/dev/disk/by-id/virtio-pv0
+pv1=/dev/disk/by-id/virtio-pv1
+
+lvm_pool() {
+  pass 'lvm: define' spindle pool-define-as lv logical --source-dev $pv0 --source-name vg0
+  refuse 'lvm: start before build' "no volume group 'vg0'" spindle pool-start lv
+  pass 'lvm: build' spindle pool-build lv
+  refuse 'lvm: build again' 'holds LVM2_member already' spindle pool-build lv
+  pass 'lvm: start' spindle pool-start lv
+  pass 'lvm: autostart' spindle pool-autostart lv
+  pass 'lvm: info' says '^Capacity: *508.00 MiB' spindle pool-info lv
+  pass 'lvm: sources are found' says '<name>vg0</name>' spindle find-storage-pool-sources logical
+  pass 'lvm: linear volume' spindle vol-create-as lv lin 64M
+  pass 'lvm: it is mapped' test -b /dev/vg0/lin
+  pass 'lvm: eager volume' spindle vol-create-as lv eager 16M --allocation-policy thick-eager
+  pass 'lvm: thin volume' spindle vol-create-as lv thin 1G --allocation 0
+  pass 'lvm: thin is of a thin pool' says spindle_thin lvs --noheadings -o pool_lv vg0/thin
+  pass 'lvm: thin takes nothing yet' says '^Allocation: *0.00 B' spindle vol-info thin --pool lv
+  refuse 'lvm: one name, one volume' 'exists already' spindle vol-create-as lv lin 64M
+  refuse 'lvm: no space' 'insufficient free space' spindle vol-create-as lv large 900M
+  fill /tmp/data 64M
+  pass 'lvm: write through the device' dd if=/tmp/data of=/dev/vg0/lin bs=1M conv=fsync status=none
+  pass 'lvm: clone' spindle vol-clone lin copy --pool lv
+  pass 'lvm: the clone is equal' cmp /tmp/data /dev/vg0/copy
+  pass 'lvm: snapshot below' spindle vol-create-as lv snap 16M --backing-vol lin
+  pass 'lvm: its XML' says '<path>/dev/vg0/lin</path>' spindle vol-dumpxml snap --pool lv
+  pass 'lvm: delete snapshot' spindle vol-delete snap --pool lv
+  pass 'lvm: grow' spindle vol-resize copy 80M --pool lv
+  pass 'lvm: grown' test "$(blockdev --getsize64 /dev/vg0/copy)" = $((80 * 1048576))
+  pass 'lvm: grow thin' spindle vol-resize thin 2G --pool lv
+  pass 'lvm: wipe' spindle vol-wipe copy --pool lv
+  pass 'lvm: wiped' cmp -n $((80 * 1048576)) /dev/zero /dev/vg0/copy
+  pass 'lvm: upload' spindle vol-upload thin /tmp/data --pool lv --offset 1048576
+  pass 'lvm: download' spindle vol-download thin /tmp/back --pool lv --offset 1048576 --length 67108864
+  pass 'lvm: what came back is equal' cmp /tmp/data /tmp/back
+  pass 'lvm: the key is the UUID' test "$(spindle vol-key lin --pool lv | head -n 1)" = "$(lvs --noheadings -o lv_uuid vg0/lin | tr -d ' ')"
+  node /run/job/spindle/dist/cli/main.cjs vol-create-as lv half 128M --allocation-policy thick-eager >/dev/null 2>&1 &
+  local pid=$!
+  until lvs --noheadings -o lv_name vg0 | grep -q spindle_new_; do sleep 0.1; done
+  kill -9 $pid
+  wait $pid 2>/dev/null
+  pass 'lvm: what was killed is no volume' test "$(spindle vol-list lv -q | grep -c -e half -e spindle_new)" = 0
+  pass 'lvm: refresh' spindle pool-refresh lv
+  pass 'lvm: and nothing is left of it' test "$(lvs --noheadings -o lv_name vg0 | grep -c spindle_new_)" = 0
+  pass 'lvm: reserve' spindle pool-guard lv 8M
+  pass 'lvm: the reserve is no volume' test "$(spindle vol-list lv -q | grep -c guard)" = 0
+  pass 'lvm: release' spindle pool-guard lv --release
+  pass 'lvm: delete' spindle vol-delete copy --pool lv
+  pass 'lvm: destroy' spindle pool-destroy lv
+  pass 'lvm: nothing is mapped' test ! -e /dev/vg0/lin
+  pass 'lvm: start again' spindle pool-start lv
+  pass 'lvm: data is there' cmp /tmp/data /dev/vg0/lin
+  sha256sum </dev/vg0/lin >"$SPINDLE_POOLS/lin.sum"
+}
+
+lvm_faults() {
+  truncate -s 32M /tmp/one /tmp/two
+  local one two
+  one=$(losetup --find --show /tmp/one)
+  two=$(losetup --find --show /tmp/two)
+  pass 'lvm: a group of two disks' spindle pool-define-as two logical --source-dev "$one" --source-dev "$two" --source-name vg1
+  pass 'lvm: built' spindle pool-build two
+  losetup --detach "$two"
+  udevadm settle
+  pvscan --cache >/dev/null 2>&1
+  refuse 'lvm: a disk is missing' 'lacks 1 of its disks' spindle pool-start two
+  two=$(losetup --find --show /tmp/two)
+  udevadm settle
+  pass 'lvm: the disk is back' spindle pool-start two
+  pass 'lvm: stop' spindle pool-destroy two
+  # Two processes at once.
+  pass 'lvm: start for the race' spindle pool-start two
+  local wins=0 pid round
+  for round in 1 2 3; do
+    spindle vol-create-as two "race$round" 4M >/dev/null 2>&1 &
+    pid=$!
+    if spindle vol-create-as two "race$round" 4M >/dev/null 2>&1; then wins=$((wins + 1)); fi
+    if wait $pid; then wins=$((wins + 1)); fi
+  done
+  pass 'lvm: of two that make one volume, one wins' test $wins = 3
+  pass 'lvm: stopped' spindle pool-destroy two
+  pass 'lvm: delete the group' spindle pool-delete two
+  pass 'lvm: it is gone' test "$(vgs --noheadings -o vg_name | grep -c vg1)" = 0
+  pass 'lvm: undefine' spindle pool-undefine two
+}
+
+nfs_pool() {
+  pass 'nfs: exports are found' says '<dir path="/srv/exp"/>' spindle find-storage-pool-sources-as netfs 127.0.0.1
+  pass 'nfs: define' spindle pool-define-as nfs netfs --source-host 127.0.0.1 --source-path /srv/exp --source-format nfs --source-protocol-ver 4.2 --target /mnt/nfs
+  pass 'nfs: start with build' spindle pool-start nfs --build
+  pass 'nfs: it is mounted as said' says '127.0.0.1:/srv/exp /mnt/nfs nfs4 rw,nosuid,nodev,noexec.*vers=4.2' cat /proc/mounts
+  pass 'nfs: autostart' spindle pool-autostart nfs
+  pass 'nfs: raw volume' spindle vol-create-as nfs raw.img 8M --allocation 0
+  pass 'nfs: qcow2 volume' spindle vol-create-as nfs disk.qcow2 1G --format qcow2
+  pass 'nfs: on the server' test -s /srv/exp/disk.qcow2
+  pass 'nfs: nothing else on the server' test "$(ls -A /srv/exp | grep -c spindle-new)" = 0
+  fill /tmp/small 4M
+  pass 'nfs: upload' spindle vol-upload raw.img /tmp/small --pool nfs
+  pass 'nfs: the server has it' cmp -n 4194304 /tmp/small /srv/exp/raw.img
+  pass 'nfs: clone' spindle vol-clone raw.img clone.img --pool nfs
+  pass 'nfs: the clone is equal' cmp /srv/exp/raw.img /srv/exp/clone.img
+  pass 'nfs: grow' spindle vol-resize raw.img 12M --pool nfs
+  pass 'nfs: grow qcow2' spindle vol-resize disk.qcow2 2G --pool nfs
+  pass 'nfs: check qcow2' spindle check /mnt/nfs/disk.qcow2
+  pass 'nfs: thick in place' spindle vol-allocate raw.img thick-eager --pool nfs
+  pass 'nfs: wipe' spindle vol-wipe clone.img --pool nfs
+  pass 'nfs: wiped' cmp -n 8388608 /dev/zero /srv/exp/clone.img
+  pass 'nfs: download' spindle vol-download raw.img /tmp/back --pool nfs --length 4194304
+  pass 'nfs: what came back is equal' cmp /tmp/small /tmp/back
+  refuse 'nfs: no space' 'space' spindle vol-create-as nfs large.img 200M --allocation-policy thick-eager
+  pass 'nfs: nothing is left of it' test "$(ls -A /srv/exp | grep -c -e large -e spindle-new)" = 0
+  rpc.nfsd 0
+  refuse 'nfs: the server is gone' 'did not answer' within 60 spindle vol-list nfs
+  refuse 'nfs: told by refresh, which stops the pool' 'did not answer' within 60 spindle pool-refresh nfs
+  pass 'nfs: inactive' says '^State: *inactive' spindle pool-info nfs
+  rpc.nfsd -G 10 -L 10 2
+  echo Y >/proc/fs/nfsd/v4_end_grace
+  pass 'nfs: start when it is back' spindle pool-start nfs
+  pass 'nfs: volumes are there' says ' disk.qcow2 ' spindle vol-list nfs
+  pass 'nfs: destroy' spindle pool-destroy nfs
+  pass 'nfs: unmounted' test "$(grep -c /mnt/nfs /proc/mounts)" = 0
+}
+
+iscsi_pool() {
+  pass 'iscsi: targets are found' says 'iqn.2024-01.lab:t1' spindle find-storage-pool-sources-as iscsi 127.0.0.1
+  pass 'iscsi: define' spindle pool-define-as san iscsi --source-host 127.0.0.1 --source-dev iqn.2024-01.lab:t1 --target /dev/disk/by-path --auth-type chap --auth-username joe --secret-usage lab
+  refuse 'iscsi: no secret' 'put the CHAP secret' spindle pool-start san
+  mkdir -p "$SPINDLE_POOLS/secrets"
+  (umask 077; echo wrongwrong1234 >"$SPINDLE_POOLS/secrets/lab")
+  refuse 'iscsi: a wrong secret' 'authorization' spindle pool-start san
+  (umask 077; echo secretsecret12 >"$SPINDLE_POOLS/secrets/lab")
+  pass 'iscsi: start' spindle pool-start san
+  pass 'iscsi: the LUN by a name that stays' says 'unit:0:0:1 .*/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-iqn.2024-01.lab:t1-lun-1' spindle vol-list san
+  pass 'iscsi: its capacity' says '^Capacity: *32.00 MiB' spindle vol-info unit:0:0:1 --pool san
+  fill /tmp/lun 32M
+  pass 'iscsi: upload' spindle vol-upload unit:0:0:1 /tmp/lun --pool san
+  pass 'iscsi: the target has it' cmp /tmp/lun /tmp/lun1
+  pass 'iscsi: download' spindle vol-download unit:0:0:1 /tmp/back --pool san
+  pass 'iscsi: what came back is equal' cmp /tmp/lun /tmp/back
+  pass 'iscsi: wipe' spindle vol-wipe unit:0:0:1 --pool san
+  pass 'iscsi: wiped' cmp -n 33554432 /dev/zero /tmp/lun1
+  refuse 'iscsi: the server makes volumes' 'cannot make volumes' spindle vol-create-as san x 1M
+  refuse 'iscsi: and resizes them' 'cannot resize' spindle vol-resize unit:0:0:1 64M --pool san
+  truncate -s 16M /tmp/lun2
+  tgtadm --lld iscsi --op new --mode logicalunit --tid 1 --lun 2 -b /tmp/lun2
+  pass 'iscsi: refresh' spindle pool-refresh san
+  pass 'iscsi: the new LUN is there' says 'unit:0:0:2' spindle vol-list san
+  tgtadm --lld iscsi --op delete --mode logicalunit --tid 1 --lun 2
+  refuse 'iscsi: a LUN that is gone' 'lun-2' within 60 spindle vol-upload unit:0:0:2 /tmp/small --pool san
+  pass 'iscsi: destroy' spindle pool-destroy san
+  pass 'iscsi: logged out' test "$(iscsiadm --mode session 2>&1 | grep -c t1)" = 0
+  refuse 'iscsi: no volumes then' 'not active' spindle vol-list san
+  pass 'iscsi: undefine' spindle pool-undefine san
+}
+
+first_boot() {
+  mkdir -p "$SPINDLE_POOLS"
+  lvm_pool
+  lvm_faults
+  export_nfs
+  nfs_pool
+  serve_iscsi
+  iscsi_pool
+  # Both are active when the power goes.
+  pass 'start for the reboot' spindle pool-start nfs
+  sync
+}
+
+second_boot() {
+  cp -a /run/job/keep "$SPINDLE_POOLS"
+  pass 'boot: what was active is not' test -z "$(spindle pool-list -q)"
+  pass 'boot: though its state is still there' test -s "$SPINDLE_POOLS/run/lv.xml"
+  export_nfs
+  pass 'boot: autostart' says 'Pools started: lv, nfs' spindle pool-start --autostarted
+  pass 'boot: both are active' test "$(spindle pool-list --name | grep -c -e lv -e nfs)" = 2
+  pass 'boot: data is there' test "$(sha256sum </dev/vg0/lin)" = "$(cat "$SPINDLE_POOLS/lin.sum")"
+  pass 'boot: again, nothing to do' spindle pool-start --autostarted
+  pass 'boot: stop' spindle pool-destroy lv
+  pass 'boot: delete' spindle pool-delete lv
+  pass 'boot: no group is left' test -z "$(vgs --noheadings 2>/dev/null)"
+  pass 'boot: undefine' spindle pool-undefine lv
+  pass 'boot: stop nfs' spindle pool-destroy nfs
+  pass 'boot: delete nfs' spindle pool-delete nfs
+  pass 'boot: its directory is gone' test ! -e /mnt/nfs
+}
+
+if [ "$(cat boot)" = 1 ]; then first_boot; else second_boot; fi
+echo "1..$count"
+exit $failed
