@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { loadVerb } from './load-verb.ts';
 import { complain, out, OutputClosed } from './output.ts';
 import { closest } from './suggest.ts';
-import { VERBS } from './verbs.ts';
+import { SUBVERBS, VERBS } from './verbs.ts';
 
 const load = createRequire(import.meta.url);
 
@@ -32,13 +32,19 @@ function main(args: readonly string[]): void {
 }
 
 function runVerb(program: string, name: string, args: readonly string[]): void {
-  if (Object.hasOwn(VERBS, name))
-    void loadVerb(fileURLToPath(new URL(`./command/${name}.cjs`, import.meta.url))).run(args, program);
+  const [word = '', ...rest] = args;
+  if (program === 'spindle' && Object.hasOwn(SUBVERBS, `${name} ${word}`))
+    loaded(`${name}-${word}`, rest, program);
+  else if (Object.hasOwn(VERBS, name)) loaded(name, args, program);
   else
     fail(
       program,
       `there is no ${name.startsWith('-') ? 'option' : 'command'} '${name}'; ${hint(program, name)}`,
     );
+}
+
+function loaded(file: string, args: readonly string[], program: string): void {
+  void loadVerb(fileURLToPath(new URL(`./command/${file}.cjs`, import.meta.url))).run(args, program);
 }
 
 function hint(program: string, name: string): string {

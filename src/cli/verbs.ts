@@ -20,3 +20,9 @@ export const VERBS: Readonly<Record<string, string>> = {
   doctor: 'tell what this host and a file system can do',
   completion: 'print a completion script for a shell',
 };
+
+/** Verbs below a verb, by both words. What is no such word is an argument of the verb, as qemu-img has it. */
+export const SUBVERBS: Readonly<Record<string, string>> = {
+  'bench allocation': 'measure what thin and thick disks cost on a store',
+  'bench compare': 'put two studies side by side',
+};

@@ -28,7 +28,9 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'format/qcow2/': ['format/driver.ts', 'format/crypto/'],
   'format/open.ts': ['format/raw/', 'format/luks/', 'format/qcow2/'],
   'op/': ['storage/', 'layer/', 'format/', 'native/'],
-  'cli/': ['op/', 'storage/', 'format/', 'native/'],
+  'benchmark/': ['op/', 'storage/', 'format/', 'native/'],
+  'report/': ['benchmark/'],
+  'cli/': ['benchmark/', 'report/', 'op/', 'storage/', 'format/', 'native/'],
   'index.ts': ['storage/', 'layer/', 'format/', 'native/', 'op/'],
 };
 
@@ -36,7 +38,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
 const PRIVATE = ['format/raw/', 'format/luks/', 'format/qcow2/'];
 
 /** The only places that know the runtime. */
-const MAY_USE_NODE = ['native/', 'storage/', 'cli/'];
+const MAY_USE_NODE = ['native/', 'storage/', 'benchmark/', 'cli/'];
 const MAY_NOT_USE_NODE = ['storage/memory.ts'];
 
 interface Import {

@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url';
 import type { Command, Option } from 'commander';
 import { examplesOf, type Verb } from '../../src/cli/command-line.ts';
 import { otherSpellings } from '../../src/cli/expand.ts';
-import { VERBS } from '../../src/cli/verbs.ts';
+import { SUBVERBS, VERBS } from '../../src/cli/verbs.ts';
 
 /** Where the reference is. */
 export const REFERENCE = fileURLToPath(new URL('../../COMMANDS.md', import.meta.url));
@@ -12,8 +12,8 @@ export const REFERENCE = fileURLToPath(new URL('../../COMMANDS.md', import.meta.
 /** The definition of each verb. */
 export async function definitions(): Promise<Map<string, Command>> {
   const found = new Map<string, Command>();
-  for (const name of Object.keys(VERBS)) {
-    const { define } = (await import(`../../src/cli/command/${name}.ts`)) as Verb;
+  for (const name of Object.keys({ ...VERBS, ...SUBVERBS })) {
+    const { define } = (await import(`../../src/cli/command/${name.replace(' ', '-')}.ts`)) as Verb;
     found.set(name, define('spindle'));
   }
   return found;
@@ -22,7 +22,9 @@ export async function definitions(): Promise<Map<string, Command>> {
 /** The text of the reference. */
 export async function reference(): Promise<string> {
   const all = await definitions();
-  const list = [...all.keys()].map((name) => `- [${name}](#spindle-${name}): ${VERBS[name] ?? ''}`);
+  const list = [...all.keys()].map(
+    (name) => `- [${name}](#spindle-${name.replace(' ', '-')}): ${VERBS[name] ?? SUBVERBS[name] ?? ''}`,
+  );
   return `# Commands
 
 Made from the definitions of the commands by \`npm run docs\`. \`spindle COMMAND --help\` prints the same. Called under the
