@@ -11,8 +11,9 @@ const JOBS = {
 
 /**
  * Jobs for fio that do what the study does to raw files, by file name. Each takes `FILENAME` from the environment: an image
- * made beforehand, so that fio makes and lays out nothing. A second job writes the same blocks again. fio draws its blocks
- * itself, from all of the disk: with the same number of requests, not with the same offsets.
+ * made beforehand, so that fio makes and lays out nothing. Run by itself (`--section`), the job `rewrite` draws the blocks of
+ * `first` again; in one run with it, it would draw others. fio draws its blocks itself, from all of the disk: with the
+ * same number of requests, not with the same offsets.
  */
 export function fioJobs({ seed, size, scale, scenarios, cached }: Plan): ReadonlyMap<string, string> {
   const files = new Map<string, string>();
@@ -36,7 +37,9 @@ ${sync ? 'fdatasync=1\n' : ''}randseed=${String(seed)}
       `${id}.fio`,
       `# ${title}. Make the image, and then run this:
 #   spindle create -f raw --allocation POLICY FILE ${String(size)}
-#   FILENAME=FILE fio ${id}.fio
+#   FILENAME=FILE fio --section=first ${id}.fio
+#   FILENAME=FILE fio --section=rewrite ${id}.fio
+# Two runs: in one, the second job would draw other blocks than the first.
 # A synced write of the study is fio's completion and sync latency together.
 [global]
 filename=\${FILENAME}
