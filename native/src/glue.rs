@@ -4,7 +4,7 @@
 use crate::failure::{Failure, Outcome, descriptor, whole};
 use crate::{
     allocate, buffer, cached, clone, codec, deflate, device, flags, lock, packed, sparse, transfer,
-    zero,
+    workload, zero,
 };
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
@@ -256,6 +256,48 @@ fn cluster(size: f64) -> Outcome<usize> {
 
 fn numbers(values: &[f64], call: &'static str) -> Outcome<Vec<u64>> {
     values.iter().map(|value| whole(*value, call)).collect()
+}
+
+/// Operations are offset, length, kind, offset... (kinds: 0 read, 1 write, 2 write and fdatasync, 3 punch, 4 fdatasync).
+/// Resolves to engine (0 io_uring, 1 threads), errno that kept from io_uring, elapsed, latency, finish, latency...
+#[napi]
+pub fn run_workload(
+    fd: f64,
+    operations: Float64Array,
+    depth: f64,
+    seed: f64,
+    limit: f64,
+    threads: bool,
+) -> Result<Promise<Float64Array>> {
+    const CALL: &str = "runWorkload";
+    let fd = descriptor(fd)?;
+    let depth = usize::try_from(whole(depth, CALL)?).unwrap_or(usize::MAX);
+    let (seed, limit) = (whole(seed, CALL)?, whole(limit, CALL)?);
+    let list = numbers(&operations, CALL)?;
+    Ok(job(move || {
+        let (operations, _) = list.as_chunks::<3>();
+        let operations = operations
+            .iter()
+            .map(|&[offset, length, kind]| workload::Operation::new(offset, length, kind))
+            .collect::<Outcome<Vec<_>>>()?;
+        let how = workload::How {
+            depth,
+            seed,
+            limit,
+            threads,
+        };
+        let report = workload::run(fd, &operations, how)?;
+        let head = [
+            report.engine as u64,
+            report.refused.unsigned_abs().into(),
+            report.elapsed,
+        ];
+        let done = report
+            .timings
+            .iter()
+            .flat_map(|timing| [timing.latency, timing.finish]);
+        Ok(doubles(head.into_iter().chain(done)))
+    }))
 }
 
 /// The bytes read, or -1 where reading would have to wait.

@@ -17,6 +17,9 @@ pub mod os;
 pub mod packed;
 pub mod sparse;
 pub mod transfer;
+#[cfg(target_os = "linux")]
+pub mod uring;
+pub mod workload;
 pub mod zero;
 
 // Tests run outside of Node, where the symbols that the glue needs do not exist.

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { loadVerb } from './load-verb.ts';
 import { complain, out, OutputClosed } from './output.ts';
 import { closest } from './suggest.ts';
-import { fileOfVerb, VERBS } from './verbs.ts';
+import { fileOfVerb, SUBVERBS, VERBS } from './verbs.ts';
 
 const load = createRequire(import.meta.url);
 
@@ -32,17 +32,20 @@ function main(args: readonly string[]): void {
 }
 
 function runVerb(program: string, name: string, args: readonly string[]): void {
+  const [word = '', ...rest] = args;
   const found = fileOfVerb(name);
-  if (found !== undefined)
-    void loadVerb(fileURLToPath(new URL(`./command/${found.file}.cjs`, import.meta.url))).run(
-      [...found.args, ...args],
-      program,
-    );
+  if (program === 'spindle' && Object.hasOwn(SUBVERBS, `${name} ${word}`))
+    loaded(`${name}-${word}`, rest, program);
+  else if (found !== undefined) loaded(found.file, [...found.args, ...args], program);
   else
     fail(
       program,
       `there is no ${name.startsWith('-') ? 'option' : 'command'} '${name}'; ${hint(program, name)}`,
     );
+}
+
+function loaded(file: string, args: readonly string[], program: string): void {
+  void loadVerb(fileURLToPath(new URL(`./command/${file}.cjs`, import.meta.url))).run(args, program);
 }
 
 function hint(program: string, name: string): string {

@@ -31,3 +31,9 @@ export function fileOfVerb(
   if (/^(pool-.|find-storage-pool-sources)/.test(name)) return { file: 'pool', args: [name] };
   return name.startsWith('vol-') ? { file: 'vol', args: [name] } : undefined;
 }
+
+/** Verbs below a verb, by both words. What is no such word is an argument of the verb, as qemu-img has it. */
+export const SUBVERBS: Readonly<Record<string, string>> = {
+  'bench allocation': 'measure what thin and thick disks cost on a store',
+  'bench compare': 'put two studies side by side',
+};

@@ -79,6 +79,22 @@ export function checkRanges(fd: number, ranges: Float64Array, unit: number): voi
   checkWhole('a unit', unit, 1);
 }
 
+/** @throws RangeError unless `operations` is offset, length, kind of each, and the rest sound */
+export function checkWorkload(
+  fd: number,
+  operations: Float64Array,
+  depth: number,
+  seed: number,
+  limit: number,
+): void {
+  checkDescriptor(fd);
+  checkNumbers(operations, 3);
+  checkWhole('a seed', seed);
+  checkWhole('a limit', limit);
+  checkWhole('a depth', depth, 1);
+  if (depth > 256) throw new RangeError(`a depth is at most 256, not ${String(depth)}`);
+}
+
 /** @throws RangeError unless `pieces` is five whole numbers of each, and the rest sound */
 export function checkPieces(
   source: number,

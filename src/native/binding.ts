@@ -16,8 +16,9 @@ import {
   checkRuns,
   checkSpan,
   checkWhole,
+  checkWorkload,
 } from './arguments.ts';
-import { systemError, type Subject } from './errno.ts';
+import { errorName, systemError, type Subject } from './errno.ts';
 import { twins } from './fallback.ts';
 import type { FallocateMode, FiemapExtent, Native, PackedClusters, ZeroReport } from './types.ts';
 
@@ -45,6 +46,14 @@ interface Addon {
     size: number,
     level: number,
   ): Promise<Uint8Array>;
+  runWorkload(
+    fd: number,
+    operations: Float64Array,
+    depth: number,
+    seed: number,
+    limit: number,
+    threads: boolean,
+  ): Promise<Float64Array>;
   readCached(fd: number, into: Uint8Array, offset: number): number;
   zeroUnits(buffer: Uint8Array, granularity: number): Uint8Array;
   deviceInfo(fd: number): Promise<Float64Array>;
@@ -199,6 +208,22 @@ function wrap(addon: Addon): Native {
       const { type, clusterSize } = packing;
       const work = now(() => addon.packRanges(fd, ranges, type === 'zstd', clusterSize, level), { fd });
       return splitClusters(await settle(work, { fd }), ranges, clusterSize);
+    },
+
+    async runWorkload(fd, operations, { depth, seed, limit = 0, threads = false }) {
+      checkWorkload(fd, operations, depth, seed, limit);
+      const work = now(() => addon.runWorkload(fd, operations, depth, seed, limit, threads), { fd });
+      const found = await settle(work, { fd });
+      const [engine, refused = 0, elapsed = 0] = found;
+      const every = (first: number): Float64Array =>
+        found.filter((_, index) => index > 2 && index % 2 === first);
+      return {
+        engine: engine === 0 ? 'io_uring' : 'threads',
+        ...(refused === 0 ? {} : { refused: errorName(refused) }),
+        elapsed,
+        latencies: every(1),
+        finishes: every(0),
+      };
     },
 
     readCached(fd, into, offset) {

@@ -80,6 +80,11 @@ export function nodeError(error: unknown, call: string, subject: Subject = {}): 
   return systemError((error as NodeJS.ErrnoException).code ?? 'EIO', call, subject, error);
 }
 
+/** The name of an error number: `ENOSPC`. */
+export function errorName(errno: number): string {
+  return identify(errno).name;
+}
+
 function identify(errno: number | string): { name: string; number: number } {
   const numbers: Readonly<Record<string, number>> = constants.errno;
   if (typeof errno === 'string') return { name: errno, number: numbers[errno] ?? 0 };

@@ -24,6 +24,7 @@ import {
   checkRuns,
   checkSpan,
   checkWhole,
+  checkWorkload,
 } from './arguments.ts';
 import { nodeError, systemError, type Subject } from './errno.ts';
 import { extentSizeHint, setExtentSizeHint, setNoCow } from './flags.ts';
@@ -46,6 +47,11 @@ export const twins: Native = {
     checkSpan(source, from, length);
     checkSpan(target, to, length);
     return Promise.reject(new SpindleError('UNSUPPORTED', 'sharing blocks of files needs the addon'));
+  },
+  async runWorkload(fd, operations, options) {
+    checkWorkload(fd, operations, options.depth, options.seed, options.limit ?? 0);
+    const { runWorkload } = await import('./workload.ts');
+    return runWorkload(fd, operations, options, fallocate);
   },
   readCached(fd, into, offset) {
     checkSpan(fd, offset, into.length);

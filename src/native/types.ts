@@ -82,6 +82,15 @@ export interface Native {
   packRanges(fd: number, ranges: Float64Array, packing: Packing, level: number): Promise<PackedClusters>;
 
   /**
+   * Does operations (offset, length, {@link OperationKind} of each) on a file in their order, `depth` of them at a time,
+   * and times each. What is written is noise, no two blocks alike, the same for the same seed and depth of 1. Reads and
+   * writes must fit what the descriptor is open for: with O_DIRECT offsets and lengths of whole blocks. The twin counts
+   * the event loop in. The first failure ends the run.
+   * @throws IO also where a read passes the end of the file; NO_SPACE
+   */
+  runWorkload(fd: number, operations: Float64Array, how: WorkloadOptions): Promise<WorkloadReport>;
+
+  /**
    * Fills the start of `into` from `offset` on, at once, as far as the page cache of the host holds it; the bytes, 0 at
    * the end of the file. -1 where nothing can be had without waiting, and always for the twin.
    */
@@ -168,6 +177,34 @@ export interface PackedClusters {
   readonly lengths: Uint32Array;
   /** The streams, one right after the other. */
   readonly streams: Uint8Array;
+}
+
+/** What an operation of {@link Native.runWorkload} does. `writeSync` is a write and then fdatasync; `punch` makes a hole. */
+export const OperationKind = { read: 0, write: 1, writeSync: 2, punch: 3, sync: 4 } as const;
+
+/** How operations are done. */
+export interface WorkloadOptions {
+  /** In flight at a time, 1 to 256. */
+  readonly depth: number;
+  /** Of the bytes that are written: a whole number. */
+  readonly seed: number;
+  /** Nanoseconds after which none begins any more; 0 (default): never. */
+  readonly limit?: number;
+  /** Threads, even where there is io_uring. */
+  readonly threads?: boolean;
+}
+
+/** What was measured, in nanoseconds. */
+export interface WorkloadReport {
+  /** `event loop`: the twin, whose figures include what Node does between operations. */
+  readonly engine: 'io_uring' | 'threads' | 'event loop';
+  /** Why it was not io_uring, as an error name, where the kernel gave one. */
+  readonly refused?: string;
+  readonly elapsed: number;
+  /** Of the operations that were begun, the first of the list, in their order: from beginning to end. */
+  readonly latencies: Float64Array;
+  /** When each ended, after the start of the run. */
+  readonly finishes: Float64Array;
 }
 
 /** The modes of {@link Native.fallocate}. */

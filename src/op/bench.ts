@@ -258,11 +258,11 @@ function buffersFor(
 ): Uint8Array[] {
   const most = Math.max(1, Math.floor(MEMORY / length));
   const pieces = write ? 1 : Math.min(depth, count, most);
-  return Array.from({ length: pieces }, () => bufferFor(storage, length).fill(pattern));
+  return Array.from({ length: pieces }, () => memoryFor(storage, length).fill(pattern));
 }
 
-/** Memory that needs no copying on the way to the host, where there is such. */
-function bufferFor(storage: Storage, length: number): Uint8Array {
+/** Memory of `length` bytes for requests that needs no copying on the way to the host, where there is such. */
+export function memoryFor(storage: Storage, length: number): Uint8Array {
   const host = storage instanceof DiskImage ? storage.driver.data : storage;
   if (!(host instanceof FileStorage)) return new Uint8Array(length);
   try {

@@ -4,7 +4,7 @@ import { readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { parseMount } from '../../src/cli/doctor/mount.ts';
+import { parseMount } from '../../src/storage/mount.ts';
 import { parseOptionList } from '../../src/cli/option-list.ts';
 import { closest } from '../../src/cli/suggest.ts';
 import { VERBS } from '../../src/cli/verbs.ts';

@@ -29,7 +29,9 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'format/open.ts': ['format/raw/', 'format/luks/', 'format/qcow2/'],
   'op/': ['storage/', 'layer/', 'format/', 'native/'],
   'pool/': ['op/', 'storage/', 'format/', 'native/'],
-  'cli/': ['op/', 'pool/', 'storage/', 'format/', 'native/'],
+  'benchmark/': ['op/', 'storage/', 'format/', 'native/'],
+  'report/': ['benchmark/'],
+  'cli/': ['benchmark/', 'report/', 'op/', 'pool/', 'storage/', 'format/', 'native/'],
   'index.ts': ['storage/', 'layer/', 'format/', 'native/', 'op/', 'pool/'],
 };
 
@@ -37,7 +39,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
 const PRIVATE = ['format/raw/', 'format/luks/', 'format/qcow2/'];
 
 /** The only places that know the runtime. */
-const MAY_USE_NODE = ['native/', 'storage/', 'pool/', 'cli/'];
+const MAY_USE_NODE = ['native/', 'storage/', 'pool/', 'benchmark/', 'cli/'];
 const MAY_NOT_USE_NODE = ['storage/memory.ts'];
 
 interface Import {

@@ -7,7 +7,7 @@ import { otherSpellings } from '../../src/cli/expand.ts';
 import { POOL_VERBS } from '../../src/cli/pool/pool-verbs.ts';
 import { commandsOf } from '../../src/cli/pool/spec.ts';
 import { VOL_VERBS } from '../../src/cli/pool/vol-verbs.ts';
-import { VERBS } from '../../src/cli/verbs.ts';
+import { SUBVERBS, VERBS } from '../../src/cli/verbs.ts';
 
 /** Where the reference is. */
 export const REFERENCE = fileURLToPath(new URL('../../COMMANDS.md', import.meta.url));
@@ -15,6 +15,7 @@ export const REFERENCE = fileURLToPath(new URL('../../COMMANDS.md', import.meta.
 /** What each verb does; those of pools and volumes come last. */
 const DOES: Readonly<Record<string, string>> = {
   ...VERBS,
+  ...SUBVERBS,
   ...Object.fromEntries(
     Object.entries({ ...POOL_VERBS, ...VOL_VERBS }).map(([name, { does }]) => [name, does]),
   ),
@@ -23,8 +24,8 @@ const DOES: Readonly<Record<string, string>> = {
 /** The definition of each verb. */
 export async function definitions(): Promise<Map<string, Command>> {
   const found = new Map<string, Command>();
-  for (const name of Object.keys(VERBS)) {
-    const { define } = (await import(`../../src/cli/command/${name}.ts`)) as Verb;
+  for (const name of Object.keys({ ...VERBS, ...SUBVERBS })) {
+    const { define } = (await import(`../../src/cli/command/${name.replace(' ', '-')}.ts`)) as Verb;
     found.set(name, define('spindle'));
   }
   for (const [name, command] of commandsOf('spindle', { ...POOL_VERBS, ...VOL_VERBS }))
@@ -35,7 +36,9 @@ export async function definitions(): Promise<Map<string, Command>> {
 /** The text of the reference. */
 export async function reference(): Promise<string> {
   const all = await definitions();
-  const list = [...all.keys()].map((name) => `- [${name}](#spindle-${name}): ${DOES[name] ?? ''}`);
+  const list = [...all.keys()].map(
+    (name) => `- [${name}](#spindle-${name.replace(' ', '-')}): ${DOES[name] ?? ''}`,
+  );
   return `# Commands
 
 Made from the definitions of the commands by \`npm run docs\`. \`spindle COMMAND --help\` prints the same. Called under the

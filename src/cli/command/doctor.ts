@@ -3,7 +3,7 @@ import { dirname } from 'node:path';
 import { SpindleError } from '../../core/errors.ts';
 import { newCommand, outputOption, verb } from '../command-line.ts';
 import { lookAtHost } from '../doctor/host.ts';
-import { mountOf } from '../doctor/mount.ts';
+import { mountOf } from '../../storage/mount.ts';
 import { tryFileSystem, untried, type Trial } from '../doctor/probe.ts';
 import { doctorText } from '../doctor/text.ts';
 import { out } from '../output.ts';

@@ -1,6 +1,6 @@
 import { printable } from '../../core/errors.ts';
 import type { Host } from './host.ts';
-import type { Mount } from './mount.ts';
+import type { Mount } from '../../storage/mount.ts';
 import type { Trial } from './probe.ts';
 
 /** All that doctor finds out. */

@@ -1,0 +1,103 @@
+import { SpindleError } from '../core/errors.ts';
+import type { Study } from './study.ts';
+import { findingOf, type Finding } from './verdict.ts';
+import { medianInterval, type Interval } from './statistics.ts';
+import { seeded, seedOf } from './random.ts';
+
+/** One figure of two studies; the ratio is how many times as long the second takes. */
+export interface StudyDifference {
+  readonly subject: string;
+  readonly scenario: string;
+  /** null: until creation is durable. */
+  readonly step: string | null;
+  /** Seconds a request, or of creation. */
+  readonly a: number;
+  readonly b: number;
+  readonly ratio: Interval;
+  readonly finding: Finding;
+}
+
+/** The study in the text of a JSON file. @throws SpindleError UNKNOWN_FORMAT */
+export function parseStudy(text: string, path: string): Study {
+  let found: unknown;
+  try {
+    found = JSON.parse(text);
+  } catch (cause) {
+    throw new SpindleError('UNKNOWN_FORMAT', 'this is no JSON of a study', { path, cause });
+  }
+  const { kind, version, cells } = (found ?? {}) as Partial<Study>;
+  if (kind !== 'spindle bench allocation' || version !== 1 || !Array.isArray(cells))
+    throw new SpindleError('UNKNOWN_FORMAT', 'this is no study of bench allocation --json', { path });
+  return found as Study;
+}
+
+/** What differs in the conditions of two studies, so that a difference may come from there. */
+export function conditions(a: Study, b: Study): string[] {
+  const of = ({ environment, plan }: Study): Record<string, string> => ({
+    kernel: environment.kernel,
+    'file system': environment.fileSystem ?? 'unknown',
+    'mount options': environment.mountOptions.join(','),
+    'page cache': String(plan.cached),
+    'size of the disk': String(plan.size),
+    requests: JSON.stringify(plan.scale),
+    queue: JSON.stringify(environment.queue),
+    engine: a.cells.flatMap(({ steps }) => steps.map(({ engine }) => engine))[0] ?? '',
+  });
+  const [left, right] = [of(a), of(b)];
+  return Object.keys(left).flatMap((key) =>
+    left[key] === right[key] ? [] : [`${key}: ${left[key] ?? ''} and ${right[key] ?? ''}`],
+  );
+}
+
+/**
+ * The figures of two studies side by side. They were not measured in the same rounds, so nothing is paired: each interval
+ * is of the ratio of two medians drawn from either study.
+ */
+export function compareStudies(a: Study, b: Study): StudyDifference[] {
+  const [left, right] = [valuesOf(a), valuesOf(b)];
+  return [...left].flatMap(([key, { values, ...where }]) => {
+    const other = right.get(key);
+    if (other === undefined) return [];
+    const random = seeded(seedOf(a.plan.seed, key));
+    const draw = (from: readonly number[]): number[] =>
+      from.map(() => from[Math.floor(random() * from.length)] ?? NaN).sort((x, y) => x - y);
+    const middle = (from: readonly number[]): number => medianInterval(from, 1).value;
+    const ratios = Array.from(
+      { length: 1000 },
+      () => middleOf(draw(other.values)) / middleOf(draw(values)),
+    ).sort((x, y) => x - y);
+    const ratio = {
+      ...{ low: ratios[25] ?? NaN, high: ratios[974] ?? NaN },
+      value: middle(other.values) / middle(values),
+    };
+    return [{ ...where, a: middle(values), b: middle(other.values), ratio, finding: findingOf(ratio) }];
+  });
+}
+
+function middleOf(sorted: readonly number[]): number {
+  const half = (sorted.length - 1) / 2;
+  return ((sorted[Math.floor(half)] ?? NaN) + (sorted[Math.ceil(half)] ?? NaN)) / 2;
+}
+
+interface Values {
+  readonly subject: string;
+  readonly scenario: string;
+  readonly step: string | null;
+  readonly values: number[];
+}
+
+function valuesOf({ cells }: Study): Map<string, Values> {
+  const found = new Map<string, Values>();
+  const add = (subject: string, scenario: string, step: string | null, value: number): void => {
+    const key = `${subject} ${scenario} ${step ?? ''}`;
+    const entry = found.get(key) ?? { subject, scenario, step, values: [] };
+    entry.values.push(value);
+    found.set(key, entry);
+  };
+  for (const { subject, scenario, created, steps, void: spoiled } of cells) {
+    if (spoiled !== null) continue;
+    add(subject, scenario, null, created);
+    for (const { step, seconds, requests } of steps) add(subject, scenario, step, seconds / requests);
+  }
+  return found;
+}

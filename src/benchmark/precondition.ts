@@ -1,0 +1,65 @@
+import { statSync } from 'node:fs';
+import type { AllocationPolicy } from '../core/allocation.ts';
+import { formatSize } from '../core/size.ts';
+import { hostUsage } from '../op/host-usage.ts';
+import { openImageFile } from '../op/open.ts';
+import { openFile } from '../storage/file.ts';
+
+/** What the host holds for an image file, in bytes. */
+export interface Space {
+  /** st_blocks. */
+  readonly blocks: number;
+  readonly extents: number;
+  readonly written: number;
+  readonly unwritten: number;
+  readonly shared: number;
+}
+
+/** Looks at the file; `settled` writes delayed blocks out first. Null where the file system has no FIEMAP. */
+export async function spaceOf(path: string): Promise<Space | null> {
+  const file = await openFile(path);
+  try {
+    if (file.hostExtents === undefined) return null;
+    const extents = await file.hostExtents(0, Math.max(file.size, 1));
+    const sum = (of: (extent: (typeof extents)[number]) => boolean): number =>
+      extents.filter(of).reduce((total, { length }) => total + length, 0);
+    return {
+      blocks: statSync(path).blocks * 512,
+      extents: extents.length,
+      written: sum(({ kind }) => kind === 'written'),
+      unwritten: sum(({ kind }) => kind === 'unwritten'),
+      shared: sum(({ shared }) => shared),
+    };
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * Whether an image that was just made is what its policy says, by its tables joined with the file system's extents: thin
+ * has no extent (metadata: but what its tables leave reserved), thick-lazy only unwritten ones, thick-eager only written ones. What is wrong with it, or null.
+ */
+export async function broken(
+  path: string,
+  format: 'raw' | 'qcow2',
+  policy: AllocationPolicy | 'metadata',
+): Promise<string | null> {
+  const image = await openImageFile(path, { format, share: true });
+  try {
+    const usage = await hostUsage(image);
+    if (usage === null)
+      return 'the file system does not tell extents (no FIEMAP), so that no policy can be proven';
+    const { size, written, unwritten, delayed } = usage;
+    const has = `${formatSize(written + delayed)} written and ${formatSize(unwritten)} reserved of ${formatSize(size)}`;
+    if (policy === 'thick-eager')
+      return written === size ? null : `thick-eager, but ${has}: not all is written`;
+    if (policy === 'thick-lazy')
+      return unwritten === size ? null : `thick-lazy, but ${has}: not all is reserved and unwritten`;
+    // Tables that a file system gives space in large units (XFS) may leave some of it reserved beside them.
+    const besideTables = policy === 'metadata' && usage.policy === 'thin' ? unwritten : 0;
+    const isThin = written + delayed + unwritten === besideTables;
+    return isThin ? null : `${policy}, but ${has}: it has extents before the first write`;
+  } finally {
+    await image.close();
+  }
+}

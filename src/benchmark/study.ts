@@ -1,0 +1,140 @@
+import { mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { loadavg } from 'node:os';
+import { join } from 'node:path';
+import { SpindleError } from '../core/errors.ts';
+import { formatSize } from '../core/size.ts';
+import { stopIfAborted } from '../core/working.ts';
+import { measure, watch, type Bench, type Cell, type Clocks } from './cell.ts';
+import { environmentOf, type Environment } from './environment.ts';
+import { native } from '../native/binding.ts';
+import { planOf, roomFor, scheduleOf, type Plan, type Slot, type StudyRequest } from './plan.ts';
+import { makeImage } from './subject.ts';
+import { conclude, type Conclusion } from './verdict.ts';
+
+/** How a study is watched and stopped. */
+export interface StudyOptions extends StudyRequest, Pick<Bench, 'afterCreate' | 'afterStep' | 'signal'> {
+  readonly clocks?: Clocks | undefined;
+  readonly onPlan?: (plan: Plan, environment: Environment) => void;
+  readonly onCell?: (done: number, total: number, next: Slot | undefined) => void;
+}
+
+/** Everything that a study found. */
+export interface Study {
+  readonly kind: 'spindle bench allocation';
+  readonly version: 1;
+  readonly started: string;
+  readonly seconds: number;
+  readonly folder: string;
+  readonly plan: Omit<Plan, 'scenarios'> & {
+    readonly scenarios: readonly { readonly id: string; readonly title: string; readonly images: number }[];
+  };
+  readonly environment: Environment;
+  readonly loadAfter: number;
+  readonly cells: readonly Cell[];
+  readonly conclusion: Conclusion;
+}
+
+const CLOCKS: Clocks = { steady: () => performance.now(), wall: () => Date.now() };
+
+/**
+ * Measures thin against thick in `folder`, in a directory of its own that is gone afterwards, whatever happens.
+ * @throws SpindleError BAD_OPTION; NOT_A_FILE; NO_SPACE beforehand where the store has too little room; UNSUPPORTED where
+ * the file system has no O_DIRECT or the addon is missing (`cached` is for these); ABORTED
+ */
+export async function study(folder: string, options: StudyOptions = {}): Promise<Study> {
+  const plan = planOf(options);
+  if (!plan.cached && native().kind === 'twin')
+    throw new SpindleError(
+      'UNSUPPORTED',
+      'without the addon there are no requests past the page cache; use --cached',
+      {
+        path: folder,
+      },
+    );
+  if (statSync(folder, { throwIfNoEntry: false })?.isDirectory() !== true)
+    throw new SpindleError('NOT_FOUND', 'a study needs a directory on the store to be measured', {
+      path: folder,
+    });
+  const environment = environmentOf(folder);
+  const room = roomFor(plan);
+  if (environment.freeBytes < room)
+    throw new SpindleError(
+      'NO_SPACE',
+      `the study takes up to ${formatSize(room)}, and ${formatSize(environment.freeBytes)} are free; nothing was done`,
+      { path: folder },
+    );
+  options.onPlan?.(plan, environment);
+  const clocks = options.clocks ?? CLOCKS;
+  const started = new Date().toISOString();
+  const begin = clocks.steady();
+  const whole = watch(clocks);
+  const cells = await inScratch(folder, (scratch) =>
+    allCells(plan, scratch, environment, { ...options, clocks }),
+  );
+  const seconds = (clocks.steady() - begin) / 1000;
+  const { scenarios, ...rest } = plan;
+  const jumped = whole();
+  return {
+    ...{ kind: 'spindle bench allocation', version: 1, started, seconds, folder, environment },
+    plan: { ...rest, scenarios: scenarios.map(({ id, title, images }) => ({ id, title, images })) },
+    loadAfter: loadavg()[0] ?? 0,
+    cells,
+    conclusion: conclude(plan, cells, jumped),
+  };
+}
+
+/** Runs work with a new directory in `folder` that is gone afterwards, also when the process is told to exit. */
+export async function inScratch<T>(folder: string, work: (scratch: string) => Promise<T>): Promise<T> {
+  const scratch = mkdtempSync(join(folder, '.spindle-bench-'));
+  const remove = (): void => {
+    rmSync(scratch, { recursive: true, force: true });
+  };
+  process.once('exit', remove);
+  try {
+    return await work(scratch);
+  } finally {
+    process.off('exit', remove);
+    remove();
+  }
+}
+
+async function allCells(
+  plan: Plan,
+  scratch: string,
+  { device }: Environment,
+  { clocks, signal, onCell, afterCreate, afterStep }: StudyOptions & { readonly clocks: Clocks },
+): Promise<Cell[]> {
+  const base = join(scratch, 'base.raw');
+  const raw = { id: 'base', format: 'raw', policy: 'thin', control: false, overlay: false } as const;
+  if (plan.subjects.some(({ overlay }) => overlay)) await makeImage(base, raw, plan.size, '', signal);
+  const images = join(scratch, 'images');
+  const schedule = scheduleOf(plan);
+  const cells: Cell[] = [];
+  for (const [index, slot] of schedule.entries()) {
+    stopIfAborted(signal);
+    onCell?.(index, schedule.length, slot);
+    const folder = `${images}-${String(index)}`;
+    await freshFolder(folder, async () => {
+      try {
+        cells.push(
+          await measure(plan, slot, { ...{ folder, base, device, clocks, signal }, afterCreate, afterStep }),
+        );
+      } catch (error) {
+        // The steps stop with the words of the signal.
+        stopIfAborted(signal);
+        throw error;
+      }
+    });
+  }
+  onCell?.(schedule.length, schedule.length, undefined);
+  return cells;
+}
+
+async function freshFolder(path: string, work: () => Promise<void>): Promise<void> {
+  mkdirSync(path);
+  try {
+    await work();
+  } finally {
+    rmSync(path, { recursive: true, force: true });
+  }
+}

@@ -1,0 +1,161 @@
+import { closeSync, fsyncSync, openSync, readdirSync, writeSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { study, type Study, type StudyOptions } from '../../src/benchmark/study.ts';
+import { addonHere } from '../native/help.ts';
+import { tempDir } from '../tool/temp.ts';
+
+const MIB = 1024 ** 2;
+const SEED = 11;
+
+/** A study of raw files that is over in a second or two, and leaves nothing. */
+async function small(options: StudyOptions): Promise<Study> {
+  const folder = tempDir();
+  const found = await study(folder, {
+    ...{ preset: 'quick', seed: SEED, size: 16 * MIB, cached: true },
+    ...{ subjects: ['raw-thin', 'raw-thick-lazy'], scenarios: ['random-sync'] },
+    ...options,
+  });
+  expect(readdirSync(folder), 'left behind').toEqual([]);
+  return found;
+}
+
+/** What is not given names its reason. */
+function refused(found: Study, reason: RegExp): void {
+  expect(found.conclusion.verdict).toHaveLength(1);
+  for (const { given, lines } of found.conclusion.verdict) {
+    expect(given).toBe(false);
+    expect(lines[0]).toBe('No verdict.');
+    expect(lines.slice(1).join('\n')).toMatch(reason);
+  }
+}
+
+function overwrite(path: string, length: number): void {
+  const fd = openSync(path, 'r+');
+  writeSync(fd, Buffer.alloc(length), 0, length, 0);
+  fsyncSync(fd);
+  closeSync(fd);
+}
+
+/** Latencies of every step made to be these. */
+function latency(of: (subject: { readonly control: boolean }) => number): StudyOptions['afterStep'] {
+  return (measured, subject) => {
+    const each = of(subject) * 1e5;
+    return {
+      ...measured,
+      elapsed: each * measured.latencies.length,
+      latencies: measured.latencies.map(() => each),
+    };
+  };
+}
+
+describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => {
+  it('where a thin file was written to before its first write', async () => {
+    const found = await small({
+      afterCreate: (path, { policy }) => {
+        if (policy === 'thin') overwrite(path, 4096);
+        return Promise.resolve();
+      },
+    });
+    refused(found, /void: raw-(thin|control).*extents before the first write/);
+    for (const cell of found.cells.filter(({ subject }) => subject !== 'raw-thick-lazy')) {
+      expect(cell.void).not.toBeNull();
+      expect(cell.steps, 'nothing is measured on it').toEqual([]);
+    }
+  });
+
+  it('where the file system turns lazy into written, if only once', async () => {
+    let spoiled = 0;
+    const found = await small({
+      afterCreate: (path, { policy }) => {
+        if (policy === 'thick-lazy' && spoiled++ === 3) overwrite(path, 16 * MIB);
+        return Promise.resolve();
+      },
+    });
+    expect(found.conclusion.voids).toHaveLength(1);
+    refused(found, /raw-thick-lazy.*not all is reserved and unwritten/);
+    const about = found.conclusion.comparisons.filter(({ of }) => of === 'raw-thick-lazy');
+    expect(about.length).toBeGreaterThan(0);
+    for (const { finding } of about) expect(finding).toBe('none');
+  });
+
+  it('where the control differs from itself', async () => {
+    const found = await small({ afterStep: latency(({ control }) => (control ? 2 : 1)) });
+    refused(found, /first \(random-sync\).*measured twice differs from itself.*too noisy/);
+    const seconds = found.conclusion.comparisons.filter(({ measure }) => measure === 'seconds');
+    expect(seconds.length).toBeGreaterThan(0);
+    for (const { finding, why } of seconds)
+      expect([finding, why]).toEqual(['none', 'the control differs from itself']);
+  });
+
+  it('where the clock jumps', async () => {
+    let calls = 0;
+    const found = await small({
+      afterStep: latency(() => 1),
+      clocks: { steady: () => performance.now(), wall: () => Date.now() + (++calls > 20 ? 3_600_000 : 0) },
+    });
+    refused(found, /the clock jumped by/);
+  });
+
+  it('and without sabotage, where all takes the same, says that there is no difference', async () => {
+    const found = await small({ afterStep: latency(() => 1) });
+    const [verdict] = found.conclusion.verdict;
+    // Creation is measured for real; where its control differs, the store is too noisy indeed.
+    const noisy = found.conclusion.controls.some(
+      ({ measure, finding }) => measure === 'created' && (finding === 'slower' || finding === 'faster'),
+    );
+    if (noisy) expect(verdict?.given).toBe(false);
+    else expect(verdict?.lines[0]).toMatch(/^No difference/);
+    for (const { measure, finding } of found.conclusion.comparisons)
+      if (measure === 'seconds') expect(finding).toBe('same');
+  });
+});
+
+describe.skipIf(!addonHere)('a study', () => {
+  it('is the same plan for the same seed, each round with every subject', async () => {
+    const [one, other] = [await small({}), await small({})];
+    const order = ({ cells }: Study): string[] =>
+      cells.map(({ round, subject, scenario }) => `${String(round)} ${subject} ${scenario}`);
+    expect(order(one)).toEqual(order(other));
+    expect(one.cells).toHaveLength(3 * 7);
+    for (let round = 0; round < 7; round++)
+      expect(
+        new Set(one.cells.filter((cell) => cell.round === round).map(({ subject }) => subject)).size,
+      ).toBe(3);
+    const orders = new Set(
+      Array.from({ length: 7 }, (_, round) =>
+        one.cells
+          .filter((cell) => cell.round === round)
+          .map(({ subject }) => subject)
+          .join(),
+      ),
+    );
+    expect(orders.size).toBeGreaterThan(1);
+  });
+
+  it('refuses too little room, too few rounds and what it does not know, and leaves nothing when stopped', async () => {
+    const folder = tempDir();
+    await expect(study(folder, { size: 2 ** 50, cached: true })).rejects.toMatchObject({ code: 'NO_SPACE' });
+    await expect(study(folder, { rounds: 6, cached: true })).rejects.toMatchObject({ code: 'BAD_OPTION' });
+    await expect(study(folder, { subjects: ['raw-metadata'], cached: true })).rejects.toMatchObject({
+      code: 'BAD_OPTION',
+    });
+    await expect(study(folder, { scenarios: ['dance'], cached: true })).rejects.toMatchObject({
+      code: 'BAD_OPTION',
+    });
+    await expect(study(`${folder}/none`, { cached: true })).rejects.toMatchObject({ code: 'NOT_FOUND' });
+    const stop = new AbortController();
+    const stopped = study(folder, {
+      ...{ preset: 'quick', size: 16 * MIB, cached: true, signal: stop.signal },
+      onCell: (done) => {
+        if (done === 3) stop.abort();
+      },
+    });
+    await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+    const failed = study(folder, {
+      ...{ preset: 'quick', size: 16 * MIB, cached: true },
+      afterCreate: () => Promise.reject(new Error('made to fail')),
+    });
+    await expect(failed).rejects.toThrow('made to fail');
+    expect(readdirSync(folder)).toEqual([]);
+  });
+});
