@@ -25,8 +25,8 @@ function main(args: readonly string[]): void {
   if (first === '-h' || first === '--help') return out(overview(program));
   if (first === '-V' || first === '--version') return out(`${version(program)}\n`);
   if (first === 'help') {
-    const [topic] = rest;
-    return topic === undefined ? out(overview(program)) : runVerb(program, topic, ['--help']);
+    const [topic, ...words] = rest;
+    return topic === undefined ? out(overview(program)) : runVerb(program, topic, [...words, '--help']);
   }
   runVerb(program, first, rest);
 }
@@ -65,8 +65,13 @@ function version(program: string): string {
 }
 
 function overview(program: string): string {
-  const width = Math.max(...Object.keys(VERBS).map((name) => name.length));
-  const lines = Object.entries(VERBS).map(([name, does]) => `  ${name.padEnd(width)}  ${does}\n`);
+  const below = program === 'spindle' ? Object.entries(SUBVERBS) : [];
+  const verbs = Object.entries(VERBS).flatMap(([name, does]) => [
+    [name, does] as const,
+    ...below.filter(([words]) => words.startsWith(`${name} `)),
+  ]);
+  const width = Math.max(...verbs.map(([name]) => name.length));
+  const lines = verbs.map(([name, does]) => `  ${name.padEnd(width)}  ${does}\n`);
   return `Usage: ${program} COMMAND [options]
 
 Makes and inspects raw and qcow2 disk images, and keeps pools of them. The options are those of qemu-img and virsh.

@@ -7,7 +7,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { parseMount } from '../../src/storage/mount.ts';
 import { parseOptionList } from '../../src/cli/option-list.ts';
 import { closest } from '../../src/cli/suggest.ts';
-import { VERBS } from '../../src/cli/verbs.ts';
+import { SUBVERBS, VERBS } from '../../src/cli/verbs.ts';
 import { builtCli, MAIN, spindle } from '../tool/cli.ts';
 import { tempDir } from '../tool/temp.ts';
 
@@ -82,21 +82,24 @@ describe('the options of qemu-img', () => {
 });
 
 describe('help', () => {
-  it.each(Object.keys(VERBS))('of %s tells what it does, its options, and examples', async (verb) => {
-    const { stdout, stderr, code } = await spindle([verb, '--help']);
+  const all = Object.keys({ ...VERBS, ...SUBVERBS });
+
+  it.each(all)('of %s tells what it does, its options, and examples', async (verb) => {
+    const words = verb.split(' ');
+    const { stdout, stderr, code } = await spindle([...words, '--help']);
     expect({ stderr, code }).toEqual({ stderr: '', code: 0 });
     expect(stdout).toMatch(/^Usage: spindle /);
     expect(stdout).toMatch(/\n\nExamples:\n {2}spindle /);
     expect(stdout.split(`\n  spindle ${verb} `).length).toBeGreaterThan(2);
     expect(Math.max(...stdout.split('\n').map((line) => line.length))).toBeLessThanOrEqual(120);
-    expect((await spindle(['help', verb])).stdout).toBe(stdout);
-    expect((await spindle([verb, '-h'])).stdout).toBe(stdout);
+    expect((await spindle(['help', ...words])).stdout).toBe(stdout);
+    expect((await spindle([...words, '-h'])).stdout).toBe(stdout);
   });
 
   it('lists the commands', async () => {
     const { stdout, code } = await spindle(['--help']);
     expect(code).toBe(0);
-    for (const verb of Object.keys(VERBS)) expect(stdout).toMatch(new RegExp(`^ {2}${verb} `, 'm'));
+    for (const verb of all) expect(stdout).toMatch(new RegExp(`^ {2}${verb} `, 'm'));
     expect((await spindle(['-h'])).stdout).toBe(stdout);
     expect((await spindle(['help'])).stdout).toBe(stdout);
   });
@@ -105,7 +108,7 @@ describe('help', () => {
     const files = readdirSync(new URL('../../src/cli/command/', import.meta.url)).map((name) =>
       name.replace('.ts', ''),
     );
-    expect(Object.keys(VERBS).sort()).toEqual(files.sort());
+    expect(all.map((verb) => verb.replace(' ', '-')).sort()).toEqual(files.sort());
   });
 
   it('tells the version', async () => {

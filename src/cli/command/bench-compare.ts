@@ -11,7 +11,10 @@ export const { define, run } = verb((program) =>
     program,
     'bench compare',
     'Put two studies of bench allocation side by side: what became slower or faster, beyond chance.',
-    [['before.json after.json', 'what a change of the store did; says first what differs in the conditions']],
+    [
+      ['before.json after.json', 'what a change of the store did; says first what differs in the conditions'],
+      ['--output json ssd.json disk.json', 'two stores, for a script'],
+    ],
   )
     .argument('<A>', 'JSON of the first study')
     .argument('<B>', 'JSON of the second')
