@@ -5,6 +5,7 @@ import { promisify } from 'node:util';
 import { SpindleError } from '../core/errors.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
 import { native } from '../native/binding.ts';
+import { identityIfAny } from '../op/create-guard.ts';
 import { hostError } from '../storage/errno.ts';
 import { openFile, type FileStorage } from '../storage/file.ts';
 import { lockImage } from '../storage/lock.ts';
@@ -206,6 +207,8 @@ export async function uploadVolume(
       );
     const target = await openVolume(volume);
     try {
+      if (target.identity === source.identity)
+        throw new SpindleError('BAD_OPTION', 'the file is the volume itself', { path });
       const end = offset + size;
       if (end > target.size) {
         if (target.isDevice)
@@ -231,7 +234,7 @@ export async function uploadVolume(
 
 /**
  * Writes a part of a volume to a file, which is made or emptied first.
- * @throws SpindleError ABORTED, NO_SPACE, and as openFile
+ * @throws SpindleError BAD_OPTION (the file is the volume), ABORTED, NO_SPACE, and as openFile
  */
 export async function downloadVolume(
   volume: VolumeFacts,
@@ -243,6 +246,9 @@ export async function downloadVolume(
     throw new SpindleError('UNSUPPORTED', `volume '${volume.name}' is a directory`, { path: volume.path });
   const source = await openFile(volume.path);
   try {
+    // Before it is emptied: it may be the volume itself, under whatever name.
+    if ((await identityIfAny(path)) === source.identity)
+      throw new SpindleError('BAD_OPTION', 'the file is the volume itself', { path });
     const flags = constants.O_CREAT | constants.O_TRUNC | constants.O_WRONLY;
     await open(path, flags, 0o644).then(
       (made) => made.close(),
@@ -252,8 +258,6 @@ export async function downloadVolume(
     );
     const target = await openFile(path, { write: true });
     try {
-      if (target.identity === source.identity)
-        throw new SpindleError('BAD_OPTION', 'the file is the volume itself', { path });
       const length = Math.max(
         0,
         Math.min(

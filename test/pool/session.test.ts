@@ -1,5 +1,5 @@
 // The session that spindle comes from, word by word, and each verb's answers: facts, labels, columns, exit codes.
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, linkSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { POOL_VERBS } from '../../src/cli/pool/pool-verbs.ts';
@@ -256,6 +256,19 @@ describe('volumes', () => {
     );
     await bench.ok('vol-upload', 'u', source, 'p', '--sparse');
     expect(statSync(join(bench.at('p'), 'u')).size).toBe(1024 ** 2);
+  });
+
+  it('are not emptied by being given out to, or taken in from, themselves', async () => {
+    const path = join(bench.at('p'), 'own');
+    const other = join(bench.root, 'own link');
+    writeFileSync(path, Buffer.alloc(70_000, 'only copy'));
+    linkSync(path, other);
+    for (const name of [path, other])
+      for (const verb of ['vol-download', 'vol-upload']) {
+        const { code, stderr } = await bench.cli(verb, 'own', name, 'p');
+        expect({ code, stderr }).toEqual({ code: 1, stderr: expect.stringMatching(/is the volume itself/) });
+        expect(readFileSync(path).equals(Buffer.alloc(70_000, 'only copy'))).toBe(true);
+      }
   });
 
   it.each(Object.entries({ zero: 0, dod: 0xff, nnsa: 0, bsi: 0x7f, random: null, pfitzner7: null }))(
