@@ -17,7 +17,17 @@ const BITWISE = [
 ];
 
 export default tseslint.config(
-  { ignores: ['dist/**', 'native/target/**', '.cache/**', 'fixtures/**', '.dev/**', 'node_modules/**'] },
+  {
+    ignores: [
+      'dist/**',
+      'native/target/**',
+      '.cache/**',
+      'fixtures/**',
+      '.dev/**',
+      'node_modules/**',
+      '**/*.cjs',
+    ],
+  },
   ...tseslint.configs.strictTypeChecked,
   {
     languageOptions: { parserOptions: { project: `${root}/tsconfig.json`, tsconfigRootDir: root } },

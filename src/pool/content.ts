@@ -69,7 +69,8 @@ async function openVolume(volume: VolumeFacts): Promise<FileStorage> {
   refuseLink(volume);
   if (volume.type === 'dir')
     throw new SpindleError('UNSUPPORTED', `volume '${volume.name}' is a directory`, { path: volume.path });
-  const storage = await openFile(volume.path, { write: true });
+  // In a directory, the name may have become a link since; nodes of devices are links by nature.
+  const storage = await openFile(volume.path, { write: true, noFollow: volume.type === 'file' });
   try {
     await lockImage(storage, 'write');
     return storage;

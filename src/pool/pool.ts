@@ -275,15 +275,12 @@ export class Pool {
     const backing = await this.#below(volume);
     const thick = options.policy !== undefined && options.policy !== 'thin';
     const all = options.policy === undefined && format === 'raw' && volume.allocation === undefined;
-    if (!(thick || all) || options.maxOvercommit !== undefined) {
-      const usage = await backend.usage(context);
-      const capacity =
-        volume.capacity ??
-        (backing === undefined ? 0 : ((await this.pools.probe(backing.path))?.capacity ?? 0));
-      const now = promisedBy(await backend.volumes(context), usage);
-      const warning = checkPromise(now, usage, capacity, volume.name, options.maxOvercommit);
-      if (warning !== undefined) options.onWarning?.(warning);
-    }
+    const capacity =
+      volume.capacity ??
+      (backing === undefined ? 0 : ((await this.pools.probe(backing.path))?.capacity ?? 0));
+    const { maxOvercommit } = options;
+    if (!(thick || all) || maxOvercommit !== undefined)
+      await this.checkPromise(volume.name, capacity, options);
     const from = source?.facts;
     await backend.createVolume(context, {
       volume,
@@ -297,11 +294,33 @@ export class Pool {
       gate: this.pools.gate(),
       signal: options.signal,
       onProgress: options.onProgress,
-      exclusively: (work) => this.#locked(work),
+      exclusively: (work) =>
+        this.#locked(async () => {
+          // Others may have promised something since.
+          if (maxOvercommit !== undefined) await this.checkPromise(volume.name, capacity, { maxOvercommit });
+          return work();
+        }),
     });
     const made = await this.volume(volume.name);
     await this.#locked(() => this.#sample(context));
     return made;
+  }
+
+  /**
+   * Whether the pool may promise so many bytes more to a volume; tells where it could not keep all of its promises.
+   * @throws SpindleError OVERCOMMIT
+   */
+  async checkPromise(
+    name: string,
+    bytes: number,
+    { maxOvercommit, onWarning }: Pick<CreateVolumeOptions, 'maxOvercommit' | 'onWarning'>,
+  ): Promise<void> {
+    const context = this.#context(this.#needActive().pool);
+    const backend = this.#backend();
+    const usage = await backend.usage(context);
+    const now = promisedBy(await backend.volumes(context), usage);
+    const warning = checkPromise(now, usage, bytes, name, maxOvercommit);
+    if (warning !== undefined) onWarning?.(warning);
   }
 
   /** The volume below a new one: one of this pool by name, or one of any active pool by key or path. */

@@ -15,6 +15,10 @@ export interface VolumeResize {
   readonly shrink?: boolean | undefined;
   /** Reserve all of the new capacity (raw). */
   readonly allocate?: boolean | undefined;
+  /** Fail where the pool would promise more than so many times its capacity. */
+  readonly maxOvercommit?: number | undefined;
+  /** Told what there is to say about it. */
+  onWarning?(message: string): void;
 }
 
 /** A volume of an active pool, as it was when it was looked up. */
@@ -49,12 +53,11 @@ export class Volume {
 
   /**
    * Gives it another capacity; the new one in bytes.
-   * @throws SpindleError BAD_OPTION (smaller without `shrink`, or than what is allocated), UNSUPPORTED, NO_SPACE, IN_USE
+   * @throws SpindleError BAD_OPTION (smaller without `shrink`, or than what is allocated), UNSUPPORTED, OVERCOMMIT,
+   * NO_SPACE, IN_USE
    */
-  resize(
-    capacity: number,
-    { delta = false, shrink = false, allocate: whole = false }: VolumeResize = {},
-  ): Promise<number> {
+  resize(capacity: number, options: VolumeResize = {}): Promise<number> {
+    const { delta = false, shrink = false, allocate: whole = false } = options;
     return this.pool.changing('resize volumes of', async (context, backend) => {
       if (backend.resizeVolume === undefined) throw this.#cannot('resize');
       const facts = (await backend.volume(context, this.name)) ?? this.facts;
@@ -68,6 +71,8 @@ export class Volume {
         );
       if (wanted < facts.allocation)
         throw bad(`${String(facts.allocation)} bytes of it are allocated; it cannot shrink below them`);
+      if (wanted > facts.capacity && (!whole || options.maxOvercommit !== undefined))
+        await this.pool.checkPromise(this.name, wanted - facts.capacity, options);
       const gate = this.pool.pools.gate();
       await backend.resizeVolume(context, facts, { capacity: wanted, shrink, allocate: whole, gate });
       return wanted;
@@ -92,9 +97,11 @@ export class Volume {
   /** Makes it thin or thick where it is. @throws SpindleError as allocate */
   allocate(policy: AllocationPolicy, working: Working = {}): Promise<Allocated> {
     refuseLink(this.facts);
-    const { path, format } = this.facts;
+    const { path, format, type } = this.facts;
     const gate = this.pool.pools.gate();
-    return this.pool.working('change volumes of', () => allocate(path, { ...working, policy, format, gate }));
+    return this.pool.working('change volumes of', () =>
+      allocate(path, { ...working, policy, format, gate, noFollow: type === 'file' }),
+    );
   }
 
   #cannot(what: string): SpindleError {

@@ -63,3 +63,11 @@ export function errnoOf(error: unknown): string | undefined {
 function sentence(path: string, doing: string, clause: string): string {
   return `${path}: cannot ${doing}: ${clause}`;
 }
+
+/** The error of a file that ends at `end` now and was opened with `size` bytes. */
+export function cutOff(path: string, end: number, size: number): SpindleError {
+  const message =
+    `${path}: the file ends at ${String(end)} though it had ${String(size)} bytes when it was opened; ` +
+    'something else truncated it';
+  return new SpindleError('IO', message, { path });
+}

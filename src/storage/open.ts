@@ -17,6 +17,8 @@ export interface FileOptions {
   readonly create?: 'exclusive' | 'temporary';
   /** Flushes do nothing: for a file that nobody relies on before it is complete. */
   readonly unsafe?: boolean;
+  /** Fail with BAD_NAME when the path ends in a symbolic link, also one that is put there meanwhile. */
+  readonly noFollow?: boolean;
 }
 
 /** Whether a file opened so can be changed. */
@@ -59,7 +61,7 @@ export async function openHost(path: string, options: FileOptions): Promise<Open
   if (before !== undefined) refuseOther(before, path);
   // A file that was looked at a moment ago opens from memory; a device may take its time, and so may a new name.
   const quick = !write && before?.isFile() === true;
-  const fd = await openFlags(path, write, create, options.direct === true, quick, doing);
+  const fd = await openFlags(path, options, quick, doing);
   try {
     return await inspect(fd, path);
   } catch (error) {
@@ -84,25 +86,23 @@ export function refuseOther(stats: BigIntStats, path: string): void {
   throw new SpindleError('NOT_A_FILE', message, { path });
 }
 
-async function openFlags(
-  path: string,
-  write: boolean,
-  create: boolean,
-  direct: boolean,
-  quick: boolean,
-  doing: string,
-): Promise<number> {
+async function openFlags(path: string, options: FileOptions, quick: boolean, doing: string): Promise<number> {
+  const { direct = false, noFollow = false } = options;
+  const create = options.create !== undefined;
   // O_NONBLOCK: should the path have become a FIFO meanwhile, opening it does not hang. Files do not mind it.
   const flags =
-    (write ? constants.O_RDWR : constants.O_RDONLY) |
+    (isWriting(options) ? constants.O_RDWR : constants.O_RDONLY) |
     (create ? constants.O_CREAT | constants.O_EXCL : 0) |
     (direct ? constants.O_DIRECT : 0) |
+    (noFollow ? constants.O_NOFOLLOW : 0) |
     constants.O_NONBLOCK;
   try {
     if (quick) return openAtOnce(path, flags, doing);
     return await openDescriptor(path, flags, NEW_FILE_MODE, doing);
   } catch (error) {
     const cause = error instanceof SpindleError ? error.cause : undefined;
+    if (noFollow && errnoOf(cause) === 'ELOOP')
+      throw new SpindleError('BAD_NAME', `${path}: a symbolic link, which is not followed`, { path, cause });
     if (!direct || errnoOf(cause) !== 'EINVAL') throw error;
     // The file was made before the flag was found wanting.
     if (create) unlinkSync(path);

@@ -21,7 +21,7 @@ import { parseMounts } from '../../src/pool/backend/mounted.ts';
 import { parseExports } from '../../src/pool/backend/netfs.ts';
 import { parsePool, type PoolDefinition } from '../../src/pool/definition.ts';
 import { forecast, type Sample } from '../../src/pool/samples.ts';
-import { runTool } from '../../src/pool/tool.ts';
+import { runTool } from '../../src/storage/tool.ts';
 import { attachLoop, noLoop } from '../tool/loop.ts';
 import { describeUnlessMissing } from '../tool/qemu.ts';
 import { newBench, outcomes, type Bench } from './help.ts';
@@ -335,6 +335,8 @@ describe('iscsi', () => {
       `${node} --op update --name node.session.auth.username --value joe`,
       `${node} --op update --name node.session.auth.password --value s3cretpass`,
       `${node} --login`,
+      // What did not log in leaves nothing behind, and not the secret.
+      `${node} --op delete`,
     ]);
   });
 

@@ -5,10 +5,12 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import fc from 'fast-check';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { isSpindleError } from '../../src/core/errors.ts';
@@ -17,7 +19,9 @@ import { parseVolume } from '../../src/pool/volume-definition.ts';
 import { parseXml, writeXml, element } from '../../src/pool/xml.ts';
 import { placed } from '../../src/cli/pool/spec.ts';
 import { formatScaled, parseScaled } from '../../src/pool/scaled.ts';
+import type { Volume } from '../../src/pool/index.ts';
 import { builtCli } from '../tool/cli.ts';
+import { Random, seedOf } from '../tool/random.ts';
 import { activePool, newBench, outcomes } from './help.ts';
 
 function codeOf(work: () => unknown): string {
@@ -248,6 +252,45 @@ describe('symbolic links in a pool', () => {
     expect(readFileSync(outside, 'utf8')).toBe('precious'.repeat(200));
     expect(lstatSync(join(bench.at('p'), 'dangling')).isSymbolicLink()).toBe(true);
     expect(existsSync('/nowhere')).toBe(false);
+  });
+
+  it('that is put in the place of a volume while a verb runs is not written through', async () => {
+    const bench = newBench();
+    const held = await activePool(bench);
+    const outside = join(bench.root, 'outside');
+    const precious = Buffer.alloc(8192, 'precious');
+    writeFileSync(outside, precious, { mode: 0o600 });
+    const source = join(bench.root, 'source');
+    writeFileSync(source, 'evil');
+    const path = join(bench.at('p'), 'v');
+    const random = new Random(seedOf('links swapped in'));
+    console.log(`seed ${String(random.seed)}`);
+    const verbs: ((volume: Volume) => Promise<unknown>)[] = [
+      (volume) => volume.resize(16384),
+      (volume) => volume.resize(16384, { allocate: true }),
+      (volume) => volume.wipe(),
+      (volume) => volume.wipe('random'),
+      (volume) => volume.upload(source),
+      (volume) => volume.allocate('thick-eager'),
+      (volume) => volume.delete(),
+      () => held.createVolume({ name: 'v', capacity: 4096 }),
+    ];
+    let refused = 0;
+    for (let round = 0; round < 240; round++) {
+      rmSync(path, { force: true });
+      await held.createVolume({ name: 'v', capacity: 8192 });
+      const volume = await held.volume('v');
+      const work = outcomes([Promise.resolve(verbs[round % verbs.length]?.(volume))]);
+      // Between any two steps of the verb, the stranger has a turn.
+      for (let turns = random.between(0, 12); turns > 0; turns--) await setImmediate();
+      rmSync(path, { force: true });
+      symlinkSync(outside, path);
+      const [code] = await work;
+      if (code === 'BAD_NAME') refused++;
+      expect({ round, whole: readFileSync(outside).equals(precious) }).toEqual({ round, whole: true });
+      expect({ round, mode: lstatSync(outside).mode & 0o777 }).toEqual({ round, mode: 0o600 });
+    }
+    expect(refused).toBeGreaterThan(0);
   });
 });
 

@@ -5,7 +5,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { POOL_VERBS } from '../../src/cli/pool/pool-verbs.ts';
 import { VOL_VERBS } from '../../src/cli/pool/vol-verbs.ts';
 import { builtCli, spindle } from '../tool/cli.ts';
-import { newBench, type Bench } from './help.ts';
+import { activePool, newBench, outcomes, type Bench } from './help.ts';
 
 beforeAll(builtCli);
 
@@ -356,6 +356,90 @@ describe('a pool', () => {
     expect(refused.code).toBe(1);
     expect(refused.stderr).toMatch(/more than the 1\.50/);
     expect(existsSync(join(bench.at('p'), 'more'))).toBe(false);
+    const larger = await bench.cli('vol-resize', 'small', '2M', '--max-overcommit', '1.5', '--pool', 'p');
+    expect(larger.code).toBe(1);
+    expect(larger.stderr).toMatch(/more than the 1\.50/);
+    expect(value(await bench.ok('vol-info', 'small', '--bytes', '--pool', 'p'), 'Capacity')).toMatch(
+      /^1048576/,
+    );
+    expect((await bench.cli('vol-resize', 'small', '2M', '--pool', 'p')).stderr).toMatch(/promises/);
+  });
+
+  it('promises no more than the limit, however many ask at once', async () => {
+    const bench = newBench();
+    await bench.ok('pool-create-as', 'p', 'dir', '--target', bench.at('p'), '--build');
+    const { capacity } = JSON.parse(await bench.ok('pool-info', 'p', '--output', 'json')) as {
+      capacity: number;
+    };
+    const third = String(Math.ceil(capacity / 3));
+    const made = await Promise.all(
+      Array.from({ length: 6 }, (_, number) =>
+        bench.cli(
+          'vol-create-as',
+          'p',
+          `v${String(number)}`,
+          third,
+          '--format',
+          'qcow2',
+          '--max-overcommit',
+          '0.8',
+        ),
+      ),
+    );
+    expect(made.filter(({ code }) => code === 0)).toHaveLength(2);
+    for (const { code, stderr } of made) if (code !== 0) expect(stderr).toMatch(/more than the 0\.80/);
+    const { ratio } = JSON.parse(await bench.ok('pool-info', 'p', '--output', 'json')) as { ratio: number };
+    expect(ratio).toBeLessThanOrEqual(0.8);
+  });
+
+  it('refuses or warns whatever raises a promise: made, copied or grown', async () => {
+    const bench = newBench();
+    await bench.ok('pool-create-as', 'p', 'dir', '--target', bench.at('p'), '--build');
+    await bench.ok('vol-create-as', 'p', 'base', '1M', '--format', 'qcow2');
+    const xml = join(bench.root, 'v.xml');
+    writeFileSync(
+      xml,
+      '<volume><name>x</name><capacity>1048576</capacity><target><format type="qcow2"/></target></volume>',
+    );
+    const raising: string[][] = [
+      ['vol-create', 'p', xml],
+      ['vol-create-as', 'p', 'x', '1M', '--format', 'qcow2'],
+      ['vol-create-as', 'p', 'x', '1M'],
+      ['vol-create-from', 'p', xml, 'base', '--inputpool', 'p'],
+      ['vol-clone', 'base', 'x', '--pool', 'p'],
+      ['vol-resize', 'base', '2M', '--pool', 'p'],
+      ['vol-resize', 'base', '1M', '--delta', '--pool', 'p'],
+    ];
+    for (const args of raising) {
+      const { code, stderr } = await bench.cli(...args, '--max-overcommit', '0.0000000001');
+      expect({ args, code }).toEqual({ args, code: 1 });
+      expect(stderr, args.join(' ')).toMatch(/that --max-overcommit allows/);
+    }
+    const volumes = JSON.parse(await bench.ok('vol-list', 'p', '--output', 'json')) as {
+      name: string;
+      capacity: number;
+    }[];
+    expect(volumes.map(({ name, capacity }) => [name, capacity])).toEqual([['base', 1024 ** 2]]);
+    // What asks for no more is never refused; what asks for more is told, and done.
+    await bench.ok('vol-resize', 'base', '1M', '--pool', 'p', '--max-overcommit', '0.0000000001');
+    const grown = await bench.cli('vol-resize', 'base', '1P', '--pool', 'p');
+    expect(grown.stderr).toMatch(/warning: .*promises/);
+    expect(grown.code).toBe(0);
+  });
+
+  it('keeps within the limit when several are made at once', async () => {
+    const bench = newBench();
+    const pool = await activePool(bench);
+    const { usage } = await pool.info();
+    const capacity = Math.floor((usage?.capacity ?? 0) / 512 / 2) * 512;
+    const made = await outcomes(
+      ['a', 'b', 'c', 'd'].map((name) =>
+        pool.createVolume({ name, capacity, allocation: 0 }, { policy: 'thin', maxOvercommit: 1 }),
+      ),
+    );
+    expect(made.filter((code) => code === 'ok').length).toBe(2);
+    expect(made.filter((code) => code === 'OVERCOMMIT').length).toBe(2);
+    expect((await pool.volumes()).length).toBe(2);
   });
 
   it('keeps a reserve that is no volume, and gives it back', async () => {

@@ -26,6 +26,15 @@ export const OVERWRITE: readonly Param[] = [
   { name: 'no-overwrite', kind: 'flag', does: 'do not build where the source holds something' },
 ];
 
+/** The most that a pool may promise: for what makes or grows volumes. */
+export const MAX_OVERCOMMIT: Param = {
+  name: 'max-overcommit',
+  place: 'named',
+  kind: 'number',
+  value: 'RATIO',
+  does: 'fail where the pool would promise more than so many times its capacity',
+};
+
 /** The pools that a command is about. */
 export function poolsOf(given: Given): Pools {
   return new Pools({

@@ -3,7 +3,7 @@ import { SpindleError } from '../../core/errors.ts';
 import { parseScaled } from '../../pool/scaled.ts';
 import { WIPE_ALGORITHMS, type TransferOptions } from '../../pool/index.ts';
 import { stoppable } from '../interrupt.ts';
-import { IN_POOL, LIBVIRT, VOL, volumeOf } from './common.ts';
+import { IN_POOL, LIBVIRT, MAX_OVERCOMMIT, VOL, volumeOf } from './common.ts';
 import type { Answer, Given, Param, PoolVerb } from './spec.ts';
 
 async function resize(given: Given): Promise<Answer> {
@@ -19,7 +19,13 @@ async function resize(given: Given): Promise<Answer> {
       'BAD_OPTION',
       `volume '${volume.name}': to make it smaller, which loses what is cut off, use --shrink`,
     );
-  const capacity = await volume.resize(bytes, { delta, shrink, allocate: given.flag('allocate') });
+  const capacity = await volume.resize(bytes, {
+    delta,
+    shrink,
+    allocate: given.flag('allocate'),
+    maxOvercommit: given.number('max-overcommit'),
+    onWarning: (message) => given.warn(volume.pool.name, message),
+  });
   return {
     message: `Size of volume '${volume.name}' successfully changed ${delta ? 'by' : 'to'} ${below ? text.slice(1) : text}`,
     json: { name: volume.name, capacity },
@@ -68,6 +74,7 @@ export const VOL_CHANGE_VERBS: Readonly<Record<string, PoolVerb>> = {
       { name: 'allocate', kind: 'flag', does: 'reserve all of it (raw)' },
       { name: 'delta', kind: 'flag', does: 'the number is a difference' },
       { name: 'shrink', kind: 'flag', does: 'it may become smaller, and lose what is cut off' },
+      MAX_OVERCOMMIT,
     ],
     examples: [
       ['disk.qcow2 40G --pool images', 'forty GiB'],

@@ -9,7 +9,7 @@ import {
 import { checkVolumeName } from '../../pool/names.ts';
 import { parseScaled } from '../../pool/scaled.ts';
 import { interruptible } from '../interrupt.ts';
-import { IN_POOL, POOL, poolOf, poolsOf, readDescription, volumeOf } from './common.ts';
+import { IN_POOL, MAX_OVERCOMMIT, POOL, poolOf, poolsOf, readDescription, volumeOf } from './common.ts';
 import type { Answer, Given, Param, PoolVerb } from './spec.ts';
 
 const FILE: Param = { name: 'file', place: 'needed', does: "file with libvirt's XML of the volume" };
@@ -31,13 +31,7 @@ const POLICY: readonly Param[] = [
     choices: ALLOCATION_POLICIES,
     does: 'when the host gives space: at the first write, reserved now, or written now',
   },
-  {
-    name: 'max-overcommit',
-    place: 'named',
-    kind: 'number',
-    value: 'RATIO',
-    does: 'fail where the pool would promise more than so many times its capacity',
-  },
+  MAX_OVERCOMMIT,
 ];
 
 function optionsOf(given: Given, pool: string): CreateVolumeOptions {

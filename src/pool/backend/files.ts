@@ -1,5 +1,5 @@
-import { lstatSync, opendirSync, readdirSync, statSync } from 'node:fs';
-import { chmod, chown, link, mkdir, rename, rmdir, statfs, unlink } from 'node:fs/promises';
+import { constants, lstatSync, opendirSync, readdirSync, statSync } from 'node:fs';
+import { chmod, chown, link, mkdir, open, rename, rmdir, statfs, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { alignUp } from '../../core/align.ts';
@@ -216,7 +216,7 @@ async function makeImage(path: string, request: VolumeRequest, pool: PoolDefinit
     await create({ path, format, size: capacity, allocation: policy, gate, noCow, signal, onProgress });
     const part = !whole && allocation > 0;
     if (!part && capacity % 512 === 0) return;
-    const storage = await openFile(path, { write: true });
+    const storage = await openFile(path, { write: true, noFollow: true });
     try {
       if (part) await storage.reserve(0, allocation);
       // Images have whole sectors; volumes any number of bytes.
@@ -298,9 +298,15 @@ function preallocationOf({ volume, preallocateMetadata }: VolumeRequest): Preall
 async function setPermissions(path: string, permissions: Permissions | undefined): Promise<void> {
   const { mode, owner, group } = permissions ?? {};
   try {
-    if (owner !== undefined || group !== undefined)
-      await chown(path, owner ?? process.geteuid?.() ?? 0, group ?? process.getegid?.() ?? 0);
-    await chmod(path, mode ?? VOLUME_MODE);
+    // Of the file that is there now, not of what its name may lead to in a moment.
+    const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    try {
+      if (owner !== undefined || group !== undefined)
+        await file.chown(owner ?? process.geteuid?.() ?? 0, group ?? process.getegid?.() ?? 0);
+      await file.chmod(mode ?? VOLUME_MODE);
+    } finally {
+      await file.close();
+    }
   } catch (error) {
     throw hostError(error, path, 'set the owner and mode');
   }
@@ -375,10 +381,11 @@ export async function resizeFile(_: Context, volume: VolumeFacts, request: Resiz
     format,
     gate,
     shrink,
+    noFollow: true,
     preallocation: allocate && size > volume.capacity ? 'falloc' : 'off',
   });
   if (!allocate) return;
-  const storage = await openFile(path, { write: true });
+  const storage = await openFile(path, { write: true, noFollow: true });
   try {
     await storage.reserve(0, size);
     await storage.flush();

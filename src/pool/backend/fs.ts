@@ -1,7 +1,7 @@
 import { SpindleError } from '../../core/errors.ts';
 import type { Backend, BuildMode, Context } from '../backend.ts';
 import type { PoolDefinition } from '../definition.ts';
-import { runTool } from '../tool.ts';
+import { runTool } from '../../storage/tool.ts';
 import { checkedFiles } from './checked-files.ts';
 import { buildDirectory, deleteDirectory } from './files.ts';
 import { isMounted, mountedOn, mountPool, needMount, unmountPool } from './mounted.ts';

@@ -8,7 +8,7 @@ import type { Backend, Context, Discover } from '../backend.ts';
 import type { PoolDefinition, SourceAuth } from '../definition.ts';
 import { checkVolumeName, checkWord } from '../names.ts';
 import { byName } from '../store.ts';
-import { runTool, type ToolResult } from '../tool.ts';
+import { runTool, type ToolResult } from '../../storage/tool.ts';
 import type { VolumeFacts } from '../volume-definition.ts';
 
 /** The port of iSCSI. */
@@ -134,6 +134,21 @@ async function start(context: Context): Promise<void> {
   const through = initiator === undefined ? [] : ['--interface', await interfaceFor(initiator)];
   const node = ['--mode', 'node', '--portal', portal, '--targetname', target, ...through];
   await iscsiadm([...node, '--op', 'new']);
+  try {
+    await logIn(node, auth, secret);
+  } catch (error) {
+    // The record holds the secret, and a system may log in by it when it starts.
+    await iscsiadm([...node, '--op', 'delete']).catch(() => undefined);
+    throw error;
+  }
+  await settle();
+}
+
+async function logIn(
+  node: readonly string[],
+  auth: SourceAuth | undefined,
+  secret: string | undefined,
+): Promise<void> {
   if (auth !== undefined && secret !== undefined) {
     const values = { authmethod: 'CHAP', username: auth.username, password: secret };
     for (const [name, value] of Object.entries(values))
@@ -144,7 +159,6 @@ async function start(context: Context): Promise<void> {
       );
   }
   await iscsiadm([...node, '--login'], [0, PRESENT], secret);
-  await settle();
 }
 
 async function settle(): Promise<void> {

@@ -8,7 +8,7 @@ import type { PoolDefinition, PoolUsage } from '../definition.ts';
 import { withLock } from '../lock.ts';
 import { jobLock } from '../locks.ts';
 import { byName } from '../store.ts';
-import { runTool } from '../tool.ts';
+import { runTool } from '../../storage/tool.ts';
 import type { VolumeFacts } from '../volume-definition.ts';
 import { contentOf } from './fs.ts';
 import { bytesIn, lvm, parseDevices, report, type Row } from './lvm.ts';

@@ -1,5 +1,5 @@
 import { SpindleError } from '../../core/errors.ts';
-import { runTool } from '../tool.ts';
+import { runTool } from '../../storage/tool.ts';
 
 /*
  * The reports of the lvm2 tools, which they give as JSON.

@@ -4,7 +4,7 @@ import { SpindleError } from '../../core/errors.ts';
 import { hostError } from '../../storage/errno.ts';
 import type { Context } from '../backend.ts';
 import type { PoolDefinition } from '../definition.ts';
-import { runTool } from '../tool.ts';
+import { runTool } from '../../storage/tool.ts';
 
 /*
  * Pools that are mounted on their target: fs and netfs.

@@ -2,7 +2,7 @@ import { SpindleError } from '../../core/errors.ts';
 import type { Backend, Context, Discover } from '../backend.ts';
 import type { PoolDefinition } from '../definition.ts';
 import { checkWord } from '../names.ts';
-import { runTool } from '../tool.ts';
+import { runTool } from '../../storage/tool.ts';
 import { checkedFiles } from './checked-files.ts';
 import { buildDirectory, deleteDirectory } from './files.ts';
 import { isMounted, mountedOn, mountPool, needMount, unmountPool } from './mounted.ts';

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { SpindleError } from '../core/errors.ts';
-import { errnoOf } from '../storage/errno.ts';
+import { errnoOf } from './errno.ts';
 
 /** Which Debian package brings a program. */
 const PACKAGES: Readonly<Record<string, string>> = {
@@ -15,6 +15,8 @@ const PACKAGES: Readonly<Record<string, string>> = {
   scsi_id: 'udev',
   'mkfs.xfs': 'xfsprogs',
   mkfs: 'util-linux',
+  'mkfs.ext4': 'e2fsprogs',
+  'mkfs.btrfs': 'btrfs-progs',
 };
 
 /** The programs of lvm2. */
@@ -61,15 +63,15 @@ export function runTool(
       clearTimeout(timer);
       if (late) return;
       const name = errnoOf(error);
+      // What Node says of it has all arguments in it.
+      const cause = hide === undefined ? error : undefined;
       if (name === 'ENOENT') {
         const from = LVM.test(program) ? 'lvm2' : (PACKAGES[program] ?? program);
         reject(
           new SpindleError(
             'TOOL_MISSING',
             `the program '${program}' is not here; install the package ${from}`,
-            {
-              cause: error,
-            },
+            { cause },
           ),
         );
         return;
@@ -81,7 +83,7 @@ export function runTool(
           new SpindleError(
             'TOOL_FAILED',
             `'${command}' failed (exit ${String(code)}): ${shown(lastWords(stderr, stdout, error))}`,
-            { cause: error },
+            { cause },
           ),
         );
     });
