@@ -1,6 +1,7 @@
 //! Sharing the blocks of one file with another.
 
 use crate::failure::{Outcome, end_of};
+use crate::transfer::Run;
 
 #[cfg(target_os = "linux")]
 const CALL: &str = "ioctl FICLONERANGE";
@@ -15,10 +16,16 @@ struct CloneRange {
     target_offset: u64,
 }
 
+/// As [`clone_range`] for each run, one after the other, until one fails.
+pub fn clone_runs(source: i32, target: i32, runs: &[Run]) -> Outcome<()> {
+    runs.iter()
+        .try_for_each(|run| clone_range(source, run.from, target, run.to, run.length))
+}
+
 /// Makes `length` bytes at `to` of one file share the blocks at `from` of another; grows the file. ENOTSUP where the file
 /// system cannot, the files lie on two, or the range is not whole blocks.
 #[cfg(target_os = "linux")]
-pub fn clone_range(source: i32, from: u64, target: i32, to: u64, length: u64) -> Outcome<()> {
+fn clone_range(source: i32, from: u64, target: i32, to: u64, length: u64) -> Outcome<()> {
     use crate::failure::Failure;
     end_of(from, length, CALL)?;
     end_of(to, length, CALL)?;
@@ -46,7 +53,7 @@ pub fn clone_range(source: i32, from: u64, target: i32, to: u64, length: u64) ->
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn clone_range(_: i32, _: u64, _: i32, _: u64, _: u64) -> Outcome<()> {
+fn clone_range(_: i32, _: u64, _: i32, _: u64, _: u64) -> Outcome<()> {
     end_of(0, 0, "clone")?;
     Err(crate::failure::Failure::new(libc::ENOTSUP, "clone"))
 }

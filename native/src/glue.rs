@@ -135,18 +135,15 @@ pub fn zero_units(bytes: &[u8], granularity: f64) -> Result<Uint8Array> {
     Ok(zero::zero_units(bytes, granularity).into())
 }
 
+/// Runs are from, to, length, from...
 #[napi]
-pub fn clone_range(source: f64, from: f64, target: f64, to: f64, length: f64) -> Promise<()> {
-    job(move || {
-        const CALL: &str = "ioctl FICLONERANGE";
-        clone::clone_range(
-            descriptor(source)?,
-            whole(from, CALL)?,
-            descriptor(target)?,
-            whole(to, CALL)?,
-            whole(length, CALL)?,
-        )
-    })
+pub fn clone_runs(source: f64, target: f64, runs: Float64Array) -> Result<Promise<()>> {
+    const CALL: &str = "ioctl FICLONERANGE";
+    let (source, target) = (descriptor(source)?, descriptor(target)?);
+    let list = numbers(&runs, CALL)?;
+    Ok(job(move || {
+        clone::clone_runs(source, target, &runs_of(&list))
+    }))
 }
 
 /// Runs are from, to, length, from... Resolves to the bytes written.
@@ -157,13 +154,15 @@ pub fn copy_runs(source: f64, target: f64, runs: Float64Array, skip: f64) -> Res
     let skip = usize::try_from(whole(skip, CALL)?).unwrap_or(usize::MAX);
     let list = numbers(&runs, CALL)?;
     Ok(job(move || {
-        let (runs, _) = list.as_chunks::<3>();
-        let runs: Vec<_> = runs
-            .iter()
-            .map(|&[from, to, length]| transfer::Run { from, to, length })
-            .collect();
-        Ok(transfer::copy_runs(source, target, &runs, skip)? as f64)
+        Ok(transfer::copy_runs(source, target, &runs_of(&list), skip)? as f64)
     }))
+}
+
+fn runs_of(list: &[u64]) -> Vec<transfer::Run> {
+    let (runs, _) = list.as_chunks::<3>();
+    runs.iter()
+        .map(|&[from, to, length]| transfer::Run { from, to, length })
+        .collect()
 }
 
 /// Ranges are offset, length, offset... Resolves to one byte a unit.

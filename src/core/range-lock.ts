@@ -40,6 +40,14 @@ export class RangeLock {
     }
   }
 
+  /** Whether work on a range could begin now. */
+  isFree(at: number, length: number, mode: LockMode): boolean {
+    if (this.#holders.size === 0) return true;
+    const asked = { at, end: at + length, exclusive: mode === 'exclusive' };
+    for (const holder of this.#holders) if (conflict(holder, asked)) return false;
+    return true;
+  }
+
   #enter(at: number, length: number, exclusive: boolean): Holder {
     const holder: Holder = { at, end: at + length, exclusive, blockers: 0, waiters: [], start: undefined };
     for (const earlier of this.#holders) {
@@ -61,6 +69,9 @@ export class RangeLock {
   }
 }
 
-function conflict(a: Holder, b: Holder): boolean {
+/** What counts in a conflict. */
+type Span = Pick<Holder, 'at' | 'end' | 'exclusive'>;
+
+function conflict(a: Span, b: Span): boolean {
   return (a.exclusive || b.exclusive) && a.at < b.end && b.at < a.end && b.at < b.end;
 }

@@ -35,6 +35,11 @@ export interface Storage {
   readonly can: StorageCan;
   /** Fills all of `into` from `at`, or throws. */
   read(into: Uint8Array, at: number): Promise<void>;
+  /**
+   * Fills all of `into` from `at` before it returns, or says that it could not: then `into` may hold anything, and `read` is
+   * the way, which also says what is wrong. Never waits for a device. Optional: for storages that often can.
+   */
+  readNow?(into: Uint8Array, at: number): boolean;
   /** Writes all of `from` at `at`, or throws. Durable only after `flush`. */
   write(from: Uint8Array, at: number): Promise<void>;
   /** Makes the range read as zeroes. */
@@ -69,9 +74,14 @@ export const READ_ONLY: StorageCan = {
   direct: false,
 };
 
+/** Whether `length` bytes at `at` lie within `size`. */
+export function isWithin(size: number, at: number, length: number): boolean {
+  return at >= 0 && length >= 0 && at + length <= size && Number.isSafeInteger(at);
+}
+
 /** Throws OUT_OF_RANGE unless `length` bytes at `at` lie within `size`. */
 export function checkRange(size: number, at: number, length: number): void {
-  if (!(at >= 0 && length >= 0 && at + length <= size) || !Number.isSafeInteger(at)) {
+  if (!isWithin(size, at, length)) {
     throw new SpindleError(
       'OUT_OF_RANGE',
       `${String(length)} bytes at offset ${String(at)} pass the end at ${String(size)}`,

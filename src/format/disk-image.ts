@@ -3,7 +3,7 @@ import { SpindleError } from '../core/errors.ts';
 import { ExtentFlag, type Extent } from '../core/extent.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { readPadded } from '../core/read.ts';
-import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
+import { checkRange, isWithin, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
 import type {
   ClusterStream,
   DataMapping,
@@ -13,6 +13,7 @@ import type {
   ResizeOptions,
 } from './driver.ts';
 import type { Image } from './image.ts';
+import { readNow } from './read-now.ts';
 import { blockStatus, type BlockStatus } from './status.ts';
 
 /** Bytes of zeroes that are written at once. */
@@ -66,7 +67,17 @@ export class DiskImage implements Image {
     return this.driver.can;
   }
 
-  async read(into: Uint8Array, at: number): Promise<void> {
+  read(into: Uint8Array, at: number): Promise<void> {
+    return this.readNow(into, at) ? Promise.resolve() : this.#readLater(into, at);
+  }
+
+  readNow(into: Uint8Array, at: number): boolean {
+    if (this.#closed || !isWithin(this.size, at, into.length)) return false;
+    if (this.#moves && !this.#lock.isFree(at, into.length, 'shared')) return false;
+    return readNow(this.driver, this.backing, into, at);
+  }
+
+  async #readLater(into: Uint8Array, at: number): Promise<void> {
     this.#check(at, into.length);
     if (!this.#moves) await this.#read(into, at);
     else await this.#lock.run(at, into.length, 'shared', () => this.#read(into, at));

@@ -65,7 +65,7 @@ export function checkBuffer(size: number, alignment: number): void {
 }
 
 /** @throws RangeError unless `runs` is from, to, length of each, whole numbers, and `skip` a length */
-export function checkRuns(source: number, target: number, runs: Float64Array, skip: number): void {
+export function checkRuns(source: number, target: number, runs: Float64Array, skip = 0): void {
   checkDescriptor(source);
   checkDescriptor(target);
   checkNumbers(runs, 3);

@@ -28,7 +28,7 @@ interface Addon {
   writeZeroes(fd: number, offset: number, length: number): Promise<Float64Array>;
   dataExtents(fd: number, offset: number, length: number, limit: number): Promise<Float64Array>;
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<Float64Array>;
-  cloneRange(source: number, from: number, target: number, to: number, length: number): Promise<void>;
+  cloneRuns(source: number, target: number, runs: Float64Array): Promise<void>;
   copyRuns(source: number, target: number, runs: Float64Array, skip: number): Promise<number>;
   zeroRanges(fd: number, ranges: Float64Array, unit: number): Promise<Uint8Array>;
   expandPieces(
@@ -171,11 +171,12 @@ function wrap(addon: Addon): Native {
       return unpack(packed);
     },
 
-    async cloneRange(source, from, target, to, length) {
-      checkSpan(source, from, length);
-      checkSpan(target, to, length);
-      const work = addon.cloneRange(source, from, target, to, length);
-      await settle(work, { fd: target, offset: to, length });
+    async cloneRuns(source, target, runs) {
+      checkRuns(source, target, runs);
+      return settle(
+        now(() => addon.cloneRuns(source, target, runs), { fd: target }),
+        { fd: target },
+      );
     },
 
     async copyRuns(source, target, runs, skip) {

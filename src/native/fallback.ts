@@ -43,9 +43,8 @@ export const twins: Native = {
   writeZeroes,
   dataExtents,
   fiemap,
-  cloneRange(source, from, target, to, length) {
-    checkSpan(source, from, length);
-    checkSpan(target, to, length);
+  cloneRuns(source, target, runs) {
+    checkRuns(source, target, runs);
     return Promise.reject(new SpindleError('UNSUPPORTED', 'sharing blocks of files needs the addon'));
   },
   async runWorkload(fd, operations, options) {

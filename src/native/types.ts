@@ -37,12 +37,12 @@ export interface Native {
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<FiemapExtent[]>;
 
   /**
-   * Makes `length` bytes at `to` of the file `target` share the blocks that hold those at `from` of `source` (reflink);
-   * the file grows when the range passes its end. Nothing changes on failure.
-   * @throws UNSUPPORTED where the file system cannot, the files lie on two, or the range is not whole blocks; and always
-   * the twin
+   * Makes runs of the file `target` share the blocks that hold those of `source` (reflink), one after the other; `runs` holds
+   * from, to, length of each. The file grows when a run passes its end. What was done before a failure stays.
+   * @throws UNSUPPORTED where the file system cannot, the files lie on two, or a run is not whole blocks; and always the
+   * twin
    */
-  cloneRange(source: number, from: number, target: number, to: number, length: number): Promise<void>;
+  cloneRuns(source: number, target: number, runs: Float64Array): Promise<void>;
 
   /**
    * Copies runs of the file `source` to `target`, one after the other; `runs` holds from, to, length of each. Units of

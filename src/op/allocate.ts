@@ -18,7 +18,8 @@ import { hostUsage, type HostUsage } from './host-usage.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 
 /** What is made of an image. */
-export interface AllocateRequest extends Working, Pick<OpenFileOptions, 'format' | 'gate' | 'secret'> {
+export interface AllocateRequest
+  extends Working, Pick<OpenFileOptions, 'format' | 'gate' | 'secret' | 'noFollow'> {
   readonly policy: AllocationPolicy;
   /** Take into an overlay what its backing file shows, so that it can have all of its space. */
   readonly copyBacking?: boolean | undefined;
@@ -60,11 +61,11 @@ export interface Allocated extends Readonly<Tally> {
  * before anything is changed; NO_SPACE, ABORTED, and as {@link openImageFile}
  */
 export async function allocate(path: string, request: AllocateRequest): Promise<Allocated> {
-  const { policy, format, gate, secret, plan = false, signal } = request;
+  const { policy, format, gate, secret, noFollow, plan = false, signal } = request;
   if (!ALLOCATION_POLICIES.includes(policy))
     throw new SpindleError('BAD_OPTION', `the allocation policies are ${ALLOCATION_POLICIES.join(', ')}`);
   const tally: Tally = { read: 0, written: 0, reserved: 0, freed: 0 };
-  const image = await openImageFile(path, { format, gate, secret, write: !plan, steady: true });
+  const image = await openImageFile(path, { format, gate, secret, noFollow, write: !plan, steady: true });
   let done: Omit<Allocated, 'after' | keyof Tally>;
   try {
     const usage = await hostUsage(image, signal);

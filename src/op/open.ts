@@ -32,6 +32,8 @@ export interface OpenFileOptions {
   readonly direct?: boolean | undefined;
   /** Nobody may change the image while it is open, not even where users of its format usually share it (raw). */
   readonly steady?: boolean | undefined;
+  /** Fail with BAD_NAME when the path ends in a symbolic link. */
+  readonly noFollow?: boolean | undefined;
   /** Open the backing chain (default), or see unallocated ranges as zeroes. */
   readonly backing?: boolean | undefined;
   /** Id or name of an internal snapshot to open instead of the active disk. */
@@ -89,7 +91,7 @@ export function describedBy({ window, backing, dataFile, secret, encryption }: I
  */
 export async function openLocked(
   path: string,
-  options: Pick<OpenFileOptions, 'format' | 'write' | 'share' | 'direct' | 'steady'> = {},
+  options: Pick<OpenFileOptions, 'format' | 'write' | 'share' | 'direct' | 'steady' | 'noFollow'> = {},
 ): Promise<{ storage: FileStorage; format: Format }> {
   const says = imageName(path);
   const wanted = knownFormat(options.format ?? says.format);
@@ -99,6 +101,7 @@ export async function openLocked(
   const storage = await openFile(says.path, {
     write,
     direct: options.direct === true || says.direct === true,
+    noFollow: options.noFollow === true,
   });
   try {
     refuseKind(says, storage, path);

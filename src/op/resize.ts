@@ -7,7 +7,7 @@ import { openImageFile, type OpenFileOptions } from './open.ts';
 import type { Preallocation } from './create.ts';
 
 /** How a disk is resized. */
-export interface ResizeRequest extends Pick<OpenFileOptions, 'format' | 'gate' | 'secret'> {
+export interface ResizeRequest extends Pick<OpenFileOptions, 'format' | 'gate' | 'secret' | 'noFollow'> {
   /** `size` is added to the present size; it may be negative. */
   readonly relative?: boolean | undefined;
   /** Allow a size smaller than the present one: what is cut off is lost. */
@@ -31,8 +31,8 @@ export interface Resized {
  * {@link openImageFile}
  */
 export async function resize(path: string, size: number, request: ResizeRequest = {}): Promise<Resized> {
-  const { format, gate, secret, preallocation = 'off' } = request;
-  const image = await openImageFile(path, { format, gate, secret, write: true });
+  const { format, gate, secret, noFollow, preallocation = 'off' } = request;
+  const image = await openImageFile(path, { format, gate, secret, noFollow, write: true });
   try {
     const { driver } = image;
     const raw = driver instanceof RawDriver;

@@ -4,7 +4,7 @@ import { native } from '../native/binding.ts';
 const LARGEST = 65536;
 
 /** Reads at once in a row: promises that settle without a turn of the event loop would keep signals and timers waiting. */
-const IN_A_ROW = 64;
+const IN_A_ROW = 256;
 
 /** Reads in a row that the page cache could not serve, after which only every {@link RETRY}th is tried. */
 const GIVE_UP = 16;

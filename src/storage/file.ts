@@ -3,7 +3,7 @@ import { alignDown, alignUp } from '../core/align.ts';
 import { SpindleError, isSpindleError } from '../core/errors.ts';
 import type { Extent, HostExtent } from '../core/extent.ts';
 import { RangeLock } from '../core/range-lock.ts';
-import { checkRange, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
+import { checkRange, isWithin, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
 import type { FallocateMode, ZeroReport } from '../native/types.ts';
 import { abilities, hasExtentSizeHints, type Abilities } from './ability.ts';
@@ -20,7 +20,7 @@ import {
   writeAll,
 } from './descriptor.ts';
 import { DirectIo } from './direct.ts';
-import { hostError } from './errno.ts';
+import { cutOff, hostError } from './errno.ts';
 import { hostExtents } from './host-extents.ts';
 import { identityOf } from './identity.ts';
 import { isWriting, openHost, type FileOptions, type Opened } from './open.ts';
@@ -139,15 +139,17 @@ export class FileStorage implements Storage {
   }
 
   read(into: Uint8Array, at: number): Promise<void> {
+    if (this.readNow(into, at)) return Promise.resolve();
     return this.#run(async () => {
       checkRange(this.#size, at, into.length);
-      const had = this.#cached?.tryRead(into, at) ?? 0;
-      if (had === into.length) return;
-      const rest = into.subarray(had);
-      const from = at + had;
-      const count = await (this.#direct?.readUpTo(rest, from) ?? readUpTo(this.#fd, rest, from, this.path));
-      if (count < rest.length) throw this.#truncated(from + count);
+      const count = await (this.#direct?.readUpTo(into, at) ?? readUpTo(this.#fd, into, at, this.path));
+      if (count < into.length) throw cutOff(this.path, at + count, this.#size);
     });
+  }
+
+  readNow(into: Uint8Array, at: number): boolean {
+    if (this.closed || !isWithin(this.#size, at, into.length)) return false;
+    return this.#cached?.tryRead(into, at) === into.length;
   }
 
   write(from: Uint8Array, at: number): Promise<void> {
@@ -486,14 +488,7 @@ export class FileStorage implements Storage {
   }
 
   #checkWrite(): void {
-    if (this.can.write) return;
-    throw new SpindleError('READ_ONLY', `${this.path}: opened for reading only`, { path: this.path });
-  }
-
-  #truncated(end: number): SpindleError {
-    const message =
-      `${this.path}: the file ends at ${String(end)} though it had ${String(this.#size)} bytes when it was opened; ` +
-      'something else truncated it';
-    return new SpindleError('IO', message, { path: this.path });
+    if (!this.can.write)
+      throw new SpindleError('READ_ONLY', `${this.path}: opened for reading only`, { path: this.path });
   }
 }

@@ -11,7 +11,9 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { SpindleError } from '../../src/core/errors.ts';
+import { native } from '../../src/native/binding.ts';
 import { create } from '../../src/op/create.ts';
 import { convert } from '../../src/op/convert.ts';
 import { info } from '../../src/op/info.ts';
@@ -218,5 +220,46 @@ for (const type of addonHere ? (['xfs', 'btrfs'] as const) : []) {
         }
       });
     });
+
+    // Fails like a file system that shares up to its limit, in the middle of a call that shares many runs.
+    it.each([0, 1, 300, 700])(
+      'goes on by copying when sharing ends after %i runs',
+      { timeout: 300_000 },
+      async (most) => {
+        await withFileSystem(type, 400, async (mount) => {
+          const from = join(mount, 'a.qcow2');
+          const random = new Random(most);
+          const order = Array.from({ length: 1000 }, (_, cluster) => (cluster * 379) % 1000);
+          await create({ path: from, format: 'qcow2', size: 2000 * 65_536 });
+          const image = await openImageFile(from, { write: true });
+          for (const cluster of order) await image.write(random.bytes(65_536), cluster * 2 * 65_536);
+          await image.close();
+          const { cloneRuns } = native();
+          let left = most;
+          const calls: number[] = [];
+          const limited = vi.spyOn(native(), 'cloneRuns').mockImplementation(async (source, target, runs) => {
+            calls.push(runs.length / 3);
+            const now = Math.min(left, runs.length / 3);
+            left -= now;
+            await cloneRuns(source, target, runs.subarray(0, now * 3));
+            if (now < runs.length / 3) throw new SpindleError('UNSUPPORTED', 'no more');
+          });
+          try {
+            for (const format of ['raw', 'qcow2'] as const) {
+              [left, calls.length] = [most, 0];
+              const to = join(mount, `b.${format}`);
+              const copied = await convert([{ path: from }], { path: to, format });
+              expect(copied.shared).toBeLessThanOrEqual(most * 65_536);
+              expect(copied.shared + copied.written).toBe(1000 * 65_536);
+              if (most === 700) expect(Math.max(...calls)).toBeGreaterThan(100);
+              expect(await qemu.compare({ path: from, format: 'qcow2' }, { path: to, format })).toBe(true);
+              if (format === 'qcow2') expect((await qemu.check(to)).code).toBe(0);
+            }
+          } finally {
+            limited.mockRestore();
+          }
+        });
+      },
+    );
   });
 }

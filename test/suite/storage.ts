@@ -103,6 +103,26 @@ export function storageSuite(name: string, options: StorageSuiteOptions): void {
         expect(arena.subarray(3002).every((byte) => byte === 0xee)).toBe(true);
       });
 
+      test('reads at once what it says it did, and nothing that is not there', async (_, content, random, made) => {
+        const { storage } = made;
+        await readAt(storage, 0, size);
+        for (let round = 0; round < 64; round++) {
+          const { at, length } = rangeIn(random, size);
+          const into = new Uint8Array(length);
+          if (storage.readNow?.(into, at) === true) expectSame(into, content.subarray(at, at + length), at);
+        }
+        for (const [at, length] of [
+          [size, 1],
+          [size - 1, 2],
+          [-1, 1],
+          [Number.NaN, 1],
+          [2 ** 60, 1],
+        ] as const)
+          expect(storage.readNow?.(new Uint8Array(length), at) ?? false).toBe(false);
+        await storage.close();
+        expect(storage.readNow?.(new Uint8Array(1), 0) ?? false).toBe(false);
+      });
+
       test('reads many ranges at once', async (storage, content, random) => {
         await Promise.all(
           Array.from({ length: 32 }, async () => {

@@ -128,18 +128,22 @@ export class Qcow2Driver extends ReadOnlyDriver {
     const { clusterSize } = this.metadata.geometry;
     const index = Math.floor(inTable / clusterSize);
     const within = offsetIn(at, clusterSize);
-    return mapRun(this.#rules, { ...slice, index, cluster: Math.floor(at / clusterSize), within, length });
+    const { view, first } = slice;
+    const cluster = Math.floor(at / clusterSize);
+    return mapRun(this.#rules, { view, first, index, cluster, within, length });
   }
 
   #mapping(run: ClusterRun, at: number): Mapping {
     const { length, host } = run;
+    if (run.kind === 'data' && this.#plain === null)
+      return { kind: 'data', length, storage: this.data, at: host };
     const encrypted = this.#plain === null ? {} : { encrypted: true as const };
     const reserved = host < 0 ? {} : { reserved: host, ...encrypted };
     switch (run.kind) {
-      case 'data':
-        return this.#plain === null
-          ? { kind: 'data', length, storage: this.data, at: host }
-          : { kind: 'data', length, storage: this.#plain.view(at, host), at: host, encrypted: true };
+      case 'data': {
+        const storage = this.#plain?.view(at, host) ?? this.data;
+        return { kind: 'data', length, storage, at: host, ...encrypted };
+      }
       case 'zero':
         return { kind: 'zero', length, ...reserved };
       case 'unallocated':

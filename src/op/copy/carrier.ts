@@ -1,5 +1,6 @@
 import type { PackedRun, Run } from './source.ts';
 import type { Chunk } from './chunks.ts';
+import type { FilledPlace } from '../../format/disk-image.ts';
 import { FileStorage } from '../../storage/file.ts';
 
 /** A piece of the disk whose bytes, plain or compressed, lie in a file. Bytes. */
@@ -18,6 +19,8 @@ export type Batch = readonly HostPiece[];
 export interface Moved {
   readonly written: number;
   readonly zero: number;
+  /** Blocks shared with the source. */
+  readonly shared: number;
 }
 
 /** Brings a batch that was prepared to its places: all of it has them when this resolves, its bytes when `done` has. */
@@ -56,7 +59,7 @@ export class Batches {
   /** See {@link Carrier.add}. Only the last piece of a batch is cut, at a multiple of the most from its start. */
   *add({ at, length, host, packed }: Chunk): Generator<Batch> {
     const from = packed ?? host;
-    if (from === null || !isPlainFile(from.storage)) return;
+    if (from === null || !isPlainFile(from.storage)) throw new TypeError('not the bytes of a file');
     const { storage } = from;
     if (this.#pieces[0] !== undefined && this.#pieces[0].host.storage !== storage) yield* this.rest();
     for (let done = 0; done < length;) {
@@ -76,6 +79,23 @@ export class Batches {
     this.#bytes = 0;
     if (pieces.length > 0) yield pieces;
   }
+}
+
+/** A place, the piece of a batch that goes there, and the bytes of the piece before it. */
+export interface Placed {
+  readonly place: FilledPlace;
+  readonly piece: HostPiece;
+  readonly shift: number;
+}
+
+/** Which piece goes to each of the places that a batch was given. */
+export function placesIn(batch: Batch, places: readonly FilledPlace[]): Placed[] {
+  let next = 0;
+  return places.map((place) => {
+    while (next + 1 < batch.length && (batch[next + 1] as HostPiece).at <= place.guest) next++;
+    const piece = batch[next] as HostPiece;
+    return { place, piece, shift: place.guest - piece.at };
+  });
 }
 
 /** The bytes of all pieces. */

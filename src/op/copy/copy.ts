@@ -5,7 +5,7 @@ import type { DiskImage } from '../../format/disk-image.ts';
 import { native } from '../../native/binding.ts';
 import { CHUNK, chunksOf, type Chunk } from './chunks.ts';
 import { Cloner } from './clone.ts';
-import type { Batch, Carrier, Delivery } from './carrier.ts';
+import { isPlainFile, type Batch, type Carrier, type Delivery } from './carrier.ts';
 import { Mover } from './mover.ts';
 import { Packer } from './packer.ts';
 import type { Run, SourceDisk } from './source.ts';
@@ -97,7 +97,7 @@ export class CopyJob {
     this.#target = target;
     this.#options = options;
     const plain = options.compress !== true;
-    this.#cloner = options.share === true && plain ? Cloner.to(target.driver.data) : null;
+    this.#cloner = options.share === true && plain ? Cloner.to(target) : null;
     this.#carrier = this.#newCarrier();
   }
 
@@ -140,24 +140,27 @@ export class CopyJob {
 
   /** What is to be done, in the order of the disk; reading has begun. */
   async *#steps(): AsyncGenerator<Step> {
-    const carrier = this.#carrier;
+    let carrier: Carrier | null = null;
     for await (const chunks of this.#chunks()) {
       stopIfAborted(this.#options.signal);
       for (const chunk of chunks) {
-        if (carrier !== null && this.#isCarried(chunk)) {
-          for (const batch of carrier.add(chunk)) yield this.#batchStep(carrier, batch);
-          continue;
-        }
         // Zeroes that need not be written do not end a batch, nor do they take a step.
         if (this.#isNothing(chunk)) {
           if (chunk.kind === 'zero') this.copied.zero += chunk.length;
           continue;
         }
-        if (carrier !== null) for (const batch of carrier.rest()) yield this.#batchStep(carrier, batch);
-        yield this.#chunkStep(chunk);
+        const next = this.#carrierOf(chunk);
+        if (carrier !== null && next !== carrier) yield* this.#batchSteps(carrier, carrier.rest());
+        carrier = next;
+        if (carrier === null) yield this.#chunkStep(chunk);
+        else yield* this.#batchSteps(carrier, carrier.add(chunk));
       }
     }
-    if (carrier !== null) for (const batch of carrier.rest()) yield this.#batchStep(carrier, batch);
+    if (carrier !== null) yield* this.#batchSteps(carrier, carrier.rest());
+  }
+
+  *#batchSteps(carrier: Carrier, batches: Iterable<Batch>): Generator<Step> {
+    for (const batch of batches) yield this.#batchStep(carrier, batch);
   }
 
   #chunkStep(chunk: Chunk): Step {
@@ -169,9 +172,13 @@ export class CopyJob {
     return { end: at + length, ready: bytes, take: async () => this.#write(chunk, await bytes) };
   }
 
-  #isCarried({ kind, host, packed }: Chunk): boolean {
-    if (kind !== 'data') return false;
-    return packed !== undefined || (host !== null && !this.#clones(host));
+  /** What brings a piece to the target together with others; null for what goes by itself. */
+  #carrierOf({ kind, host, packed }: Chunk): Carrier | null {
+    if (kind !== 'data') return null;
+    if (packed !== undefined) return this.#carrier;
+    if (host === null) return null;
+    if (!this.#clones(host)) return this.#carrier;
+    return this.#cloner?.proven === true && isPlainFile(host.storage) ? this.#cloner : null;
   }
 
   #isNothing({ kind }: Chunk): boolean {
@@ -200,9 +207,10 @@ export class CopyJob {
     }
     await this.#follow([
       moving.done.then(
-        ({ written, zero }) => {
+        ({ written, zero, shared }) => {
           this.copied.written += written;
           this.copied.zero += zero;
+          this.copied.shared += shared;
         },
         () => this.#moveSlowly(batch),
       ),

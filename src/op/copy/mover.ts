@@ -5,6 +5,7 @@ import type { DiskImage, FilledPlace } from '../../format/disk-image.ts';
 import {
   Batches,
   isPlainFile,
+  placesIn,
   sumOf,
   type Batch,
   type Carrier,
@@ -90,7 +91,7 @@ export class Mover implements Carrier {
     const { data, zero } =
       zeroes === null ? { data: batch, zero: [] } : split(batch, zeroes, this.#options.unit);
     if (!this.#options.blank) for (const { at, length } of zero) await this.#target.zero(at, length);
-    const moved = { written: 0, zero: sumOf(zero) };
+    const moved = { written: 0, zero: sumOf(zero), shared: 0 };
     const { done } = await this.#target.beginFill(data, async (places) => {
       moved.written = await this.#copy(data, places);
       moved.zero += sumOf(data) - moved.written;
@@ -99,25 +100,18 @@ export class Mover implements Carrier {
   }
 
   async #copy(data: Batch, places: readonly FilledPlace[]): Promise<number> {
-    const [first] = data;
-    if (first === undefined) return 0;
-    const runs: MovedRun[] = [];
-    let piece = 0;
-    for (const { guest, storage, at, length } of places) {
+    if (data.length === 0) return 0;
+    const runs = placesIn(data, places).map(({ place: { storage, at, length }, piece, shift }): MovedRun => {
       if (storage !== this.#file) {
         // Encrypted: the bytes of the file are others.
         this.#works = false;
         throw new SpindleError('UNSUPPORTED', 'only plain data can be moved');
       }
-      while (piece + 1 < data.length && (data[piece + 1]?.at ?? 0) <= guest) piece++;
-      const { packed, host, at: start } = data[piece] ?? first;
-      const shift = guest - start;
-      runs.push(
-        packed === undefined
-          ? { from: host.at + shift, to: at, length, packed: 0, first: 0 }
-          : { from: packed.at, to: at, length, packed: packed.length, first: packed.first + shift },
-      );
-    }
+      const { packed, host } = piece;
+      return packed === undefined
+        ? { from: host.at + shift, to: at, length, packed: 0, first: 0 }
+        : { from: packed.at, to: at, length, packed: packed.length, first: packed.first + shift };
+    });
     const written = await move(data, this.#file, runs, this.#skip(places));
     const end = runs.reduce((most, { to, length }) => Math.max(most, to + length), 0);
     this.#file.changed(Math.min(end, this.#file.size));

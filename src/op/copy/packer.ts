@@ -71,7 +71,7 @@ export class Packer implements Carrier {
   }
 
   async #store(batch: Batch, packed: PackedClusters): Promise<{ readonly done: Promise<Moved> }> {
-    const moved = { written: 0, zero: 0 };
+    const moved = { written: 0, zero: 0, shared: 0 };
     const moving: Promise<unknown>[] = [];
     try {
       for (const part of partsOf(batch, packed, this.#packing.clusterSize))
