@@ -5,6 +5,8 @@ import { readFileSync } from 'node:fs';
 export interface Program {
   readonly name: string;
   readonly words: readonly string[];
+  /** Where the program says itself what its work took, without its start: finds the seconds in its output. */
+  readonly says?: RegExp | undefined;
 }
 
 /** What one run of a program took. */
@@ -18,8 +20,10 @@ export interface Taken {
 export async function time(program: Program): Promise<Taken> {
   const before = childrenCpu();
   const start = performance.now();
-  await ended(program);
-  const seconds = (performance.now() - start) / 1000;
+  const output = await ended(program);
+  const whole = (performance.now() - start) / 1000;
+  const seconds = program.says === undefined ? whole : Number(program.says.exec(output)?.[1]);
+  if (!(seconds > 0)) throw new Error(`${program.words.join(' ')}: does not say what it took: ${output}`);
   return { seconds, cpu: childrenCpu() - before };
 }
 
@@ -32,12 +36,14 @@ export async function peakMemory(program: Program): Promise<number> {
   return peak;
 }
 
-async function ended({ words }: Program, watch?: (pid: number) => void): Promise<void> {
+/** Its output, where the program is one that says what it took. */
+async function ended({ words, says }: Program, watch?: (pid: number) => void): Promise<string> {
   const [command = '', ...args] = words;
-  await new Promise<void>((resolve, reject) => {
-    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] });
-    let said = '';
-    child.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()));
+  return new Promise<string>((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ['ignore', says === undefined ? 'ignore' : 'pipe', 'pipe'] });
+    let [output, said] = ['', ''];
+    child.stdout?.on('data', (chunk: Buffer) => (output += chunk.toString()));
+    child.stderr?.on('data', (chunk: Buffer) => (said += chunk.toString()));
     const timer =
       watch === undefined
         ? undefined
@@ -47,7 +53,7 @@ async function ended({ words }: Program, watch?: (pid: number) => void): Promise
     child.on('error', reject);
     child.on('close', (code, signal) => {
       clearInterval(timer);
-      if (code === 0) resolve();
+      if (code === 0) resolve(output);
       else reject(new Error(`${words.join(' ')}: ended with ${String(code ?? signal)}: ${said.trim()}`));
     });
   });
