@@ -5,7 +5,7 @@ import { BaseSequencer } from 'vitest/node';
 /** Tests that take minutes: the option grid, real file systems, fuzzing, random writes and power cuts. Left out by `npm test -- --quick`. */
 const SLOW = [
   'test/differential/**',
-  'test/benchmark/filesystems.test.ts',
+  'test/benchmark/{filesystems,drill}.test.ts',
   'test/fuzz/**',
   'test/convert/{differential,round-trip}.test.ts',
   'test/chain/{commit,rebase,crash,safety}.test.ts',

@@ -57,6 +57,24 @@ export {
   type BenchPlan,
   type BenchRequest,
 } from './op/bench.ts';
+export {
+  benchImages,
+  type BenchedImage,
+  type Flow,
+  type ImageBench,
+  type ImageFigures,
+} from './benchmark/image.ts';
+export { study, type Study, type StudyOptions } from './benchmark/study.ts';
+export type { Plan, Preset, StudyRequest } from './benchmark/plan.ts';
+export type { Cell, StepResult } from './benchmark/cell.ts';
+export type { Environment } from './benchmark/environment.ts';
+export type { Comparison, Conclusion, Crossover, Finding } from './benchmark/verdict.ts';
+export type { Interval } from './benchmark/statistics.ts';
+export { compareStudies, parseStudy, type StudyDifference } from './benchmark/compare.ts';
+export { drill, type Drill, type DrillOptions, type DrillRow } from './benchmark/drill/drill.ts';
+export type { ImageBenchPlan, ImageBenchRequest, WriteData } from './benchmark/image-plan.ts';
+export type { Access, SizeShare } from './benchmark/access.ts';
+export type { Bucket, Series, SeriesPart, Tail } from './benchmark/recorder.ts';
 export { checkFile } from './op/check-file.ts';
 export {
   repairFile,

@@ -1,63 +1,66 @@
+import { OperationKind } from '../native/types.ts';
+import { seedOf } from './random.ts';
 import { SCENARIOS } from './scenario.ts';
 import type { Plan } from './plan.ts';
 
-/** Scenarios of a raw file that fio can do too: depth, whether each write is synced, block size, order. */
-const JOBS = {
-  random: { depth: 1, sync: false, block: '4k', mode: 'randwrite' },
-  'random-sync': { depth: 1, sync: true, block: '4k', mode: 'randwrite' },
-  'random-deep': { depth: 32, sync: false, block: '4k', mode: 'randwrite' },
-  sequential: { depth: 1, sync: false, block: '1m', mode: 'write' },
-} as const;
+/** Scenarios of a raw file that fio can do too. */
+export const FIO_SCENARIOS = ['random-sync', 'random', 'random-deep', 'sequential'] as const;
 
 /**
- * Jobs for fio that do what the study does to raw files, by file name. Each takes `FILENAME` from the environment: an image
- * made beforehand, so that fio makes and lays out nothing. Run by itself (`--section`), the job `rewrite` draws the blocks of
- * `first` again; in one run with it, it would draw others. fio draws its blocks itself, from all of the disk: with the
- * same number of requests, not with the same offsets.
+ * Jobs for fio that do what the study does to raw files in a round, by file name: `ID.fio`, and `ID.iolog`, the very requests of the
+ * study in their order, which fio replays as fast as it can. A job takes `FILENAME` from the environment: an image
+ * made beforehand, so that fio makes and lays out nothing; it is run in the directory of its files.
  */
-export function fioJobs({ seed, size, scale, scenarios, cached }: Plan): ReadonlyMap<string, string> {
+export function fioJobs(
+  { seed, size, scale, scenarios, cached }: Plan,
+  round = 0,
+): ReadonlyMap<string, string> {
   const files = new Map<string, string>();
-  for (const { id, title } of SCENARIOS.filter((scenario) =>
-    scenarios.some((own) => own.id === scenario.id),
-  )) {
-    if (!(id in JOBS)) continue;
-    const { depth, sync, block, mode } = JOBS[id as keyof typeof JOBS];
-    const count = id === 'sequential' ? size / 1024 ** 2 : depth === 1 ? scale.shallow : scale.deep;
-    const bytes = block === '4k' ? 4096 : 1024 ** 2;
-    const job = (name: string): string => `[${name}]
-stonewall
-rw=${mode}
-bs=${block}
-size=${String(size)}
-io_size=${String(count * bytes)}
-iodepth=${String(depth)}
-${sync ? 'fdatasync=1\n' : ''}randseed=${String(seed)}
-`;
+  const wanted: readonly string[] = FIO_SCENARIOS;
+  for (const { id, title, steps } of SCENARIOS) {
+    if (!wanted.includes(id) || !scenarios.some((own) => own.id === id)) continue;
+    const [first] = steps(size, scale, seedOf(seed, id, round));
+    if (first === undefined) continue;
+    files.set(`${id}.iolog`, logOf(first.operations));
+    const job = (name: string): string => `[${name}]\nstonewall\nread_iolog=${id}.iolog\n`;
     files.set(
       `${id}.fio`,
-      `# ${title}. Make the image, and then run this:
+      `# ${title}. Make the image, and then run this in the directory of this file:
 #   spindle create -f raw --allocation POLICY FILE ${String(size)}
 #   FILENAME=FILE fio --section=first ${id}.fio
 #   FILENAME=FILE fio --section=rewrite ${id}.fio
-# Two runs: in one, the second job would draw other blocks than the first.
-# A synced write of the study is fio's completion and sync latency together.
+# ${id}.iolog holds the requests of the study, with its fdatasyncs, in its order; both jobs do the same ones.
+# The study tells what a request takes from its submission to its end: fio's "lat", not its "clat", which leaves out the
+# submission, where a file system may allocate. A synced write of the study is fio's "lat" and sync "lat" together.
+# Of a deep queue fio times all but the last requests, which are in flight when the log ends.
 [global]
-filename=\${FILENAME}
-ioengine=${depth === 1 ? 'psync' : 'io_uring'}
+replay_redirect=\${FILENAME}
+ioengine=io_uring
+iodepth=${String(first.depth)}
 direct=${cached ? '0' : '1'}
 allow_file_create=0
 fallocate=none
 overwrite=0
 create_on_open=0
 refill_buffers=1
-norandommap=0
-randrepeat=1
+end_fsync=1
 thread=1
-invalidate=1
+lat_percentiles=1
+clat_percentiles=0
 
 ${job('first')}
 ${job('rewrite')}`,
     );
   }
   return files;
+}
+
+/** The requests as a log of fio, version 2, which has no times. */
+function logOf(operations: Float64Array): string {
+  const lines = ['fio version 2 iolog', 'disk add', 'disk open'];
+  for (let at = 0; at < operations.length; at += 3) {
+    lines.push(`disk write ${String(operations[at])} ${String(operations[at + 1])}`);
+    if (operations[at + 2] === OperationKind.writeSync) lines.push('disk datasync 0 0');
+  }
+  return [...lines, 'disk close', ''].join('\n');
 }

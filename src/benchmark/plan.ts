@@ -24,13 +24,13 @@ const MIB = 1024 ** 2;
 /** The presets. */
 export const PRESETS: Readonly<Record<Preset, PresetPlan>> = {
   quick: {
-    ...{ size: 64 * MIB, rounds: 7, scale: { shallow: 48, deep: 512, images: 2 }, limit: 1e9 },
+    ...{ size: 64 * MIB, rounds: 7, scale: { shallow: 64, deep: 1024, images: 2 }, limit: 1e9 },
     scenarios: ['create', 'random-sync', 'random-deep'],
     goodFor:
       'a first look: effects of a factor show, small ones do not, and the small disk may fit into the cache of the device',
   },
   default: {
-    ...{ size: 256 * MIB, rounds: 7, scale: { shallow: 128, deep: 2048, images: 4 }, limit: 4e9 },
+    ...{ size: 256 * MIB, rounds: 7, scale: { shallow: 128, deep: 2048, images: 4 }, limit: 2e9 },
     goodFor: 'deciding about this store, if it was otherwise idle; tails beyond p99 are indicative only',
   },
   thorough: {

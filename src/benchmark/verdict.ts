@@ -88,9 +88,7 @@ export function conclude(
       ...(jumped === null ? [] : [`${jumped}, so that no time can be trusted`]),
       ...voidLines(voids.filter(({ subject }) => subject.startsWith(format))),
       ...controls
-        .filter(
-          (control) => control.format === format && KEY.has(control.measure) && isDifferent(control.finding),
-        )
+        .filter((control) => control.format === format && KEY.has(control.measure) && isBeyondMargin(control))
         .map(
           (control) =>
             `${placeOf(control)}: ${control.by} measured twice differs from itself, ${times(control.ratio)}: the storage is too noisy`,
@@ -111,6 +109,15 @@ const KEY: ReadonlySet<Measure> = new Set(['created', 'seconds']);
  * all of them point one way.
  */
 const CONTROL_CONFIDENCE = 0.999;
+
+/**
+ * Whether all of the interval lies beyond the margin. Of dozens of controls some stray one way in each of seven rounds by
+ * chance; what they are about is withheld, and only a difference that would matter takes all of the verdict.
+ */
+function isBeyondMargin({ ratio, finding }: Comparison): boolean {
+  if (ratio === null || !isDifferent(finding)) return false;
+  return ratio.low > 1 + MARGIN || ratio.high < 1 / (1 + MARGIN);
+}
 
 function isDifferent(finding: Finding): boolean {
   return finding === 'slower' || finding === 'faster';

@@ -28,10 +28,10 @@ export interface Source {
   readonly gate: Gate | undefined;
 }
 
-/** Adds the options that name an image. */
-export function withSourceOptions(command: Command): Command {
+/** Adds the options that name an image, or several. */
+export function withSourceOptions(command: Command, name: '<FILE>' | '<FILE...>' = '<FILE>'): Command {
   return command
-    .argument('<FILE>', 'the image (with --image-opts: its description)')
+    .argument(name, 'the image (with --image-opts: its description)')
     .addOption(
       formatOption('-f, --format <FORMAT>', 'format of the image (default: told from its first bytes)'),
     )

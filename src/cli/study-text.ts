@@ -79,7 +79,7 @@ export function studyText({ plan, cells, conclusion, seconds }: Study): string {
   return `${table([head, ...rows])}
 Medians of rounds. "device" is bytes that the device was sent for each byte written by the guest. Engines: ${engines}.
 
-Verdict (intervals of 95 %; differences under ${String(conclusion.margin * 100)} % count as none)
+Verdict (intervals of 95 %, of controls 99.9 %; differences under ${String(conclusion.margin * 100)} % count as none)
 ${verdicts.join('')}
 Took ${seconds.toFixed(0)} s; nothing is left behind.
 `;

@@ -36,4 +36,5 @@ export function fileOfVerb(
 export const SUBVERBS: Readonly<Record<string, string>> = {
   'bench allocation': 'measure what thin and thick disks cost on a store',
   'bench compare': 'put two studies side by side',
+  'bench image': 'time reads and writes of images: patterns, mixes, and where the latencies lie',
 };

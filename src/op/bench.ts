@@ -1,9 +1,10 @@
 import { isSpindleError, SpindleError } from '../core/errors.ts';
-import { stopIfAborted, type Working } from '../core/working.ts';
+import type { Working } from '../core/working.ts';
 import type { Storage } from '../core/storage.ts';
 import { DiskImage } from '../format/disk-image.ts';
 import { FileStorage } from '../storage/file.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
+import { runQueue, type RequestSource } from './request-queue.ts';
 
 /** What is asked of a disk, and how much of it. */
 export interface BenchRequest extends Working {
@@ -97,7 +98,7 @@ export async function benchStorage(storage: Storage, request: BenchRequest = {})
   const plan = planOf(request);
   refuseBeyond(plan, storage.size);
   request.onStart?.(plan);
-  return new Run(storage, plan, request).whole();
+  return whole(storage, plan, request);
 }
 
 function planOf(request: BenchRequest): BenchPlan {
@@ -151,103 +152,31 @@ function refuseBeyond({ count, length, offset, step }: BenchPlan, size: number):
   }
 }
 
-class Run {
-  readonly #storage: Storage;
-  readonly #plan: BenchPlan;
-  readonly #request: BenchRequest;
-  readonly #buffers: readonly Uint8Array[];
-  readonly #drain: boolean;
-  #offset: number;
-  /** Requests that were not sent yet. */
-  #left: number;
-  #inFlight = 0;
-  #flushing = 0;
-  #flushes = 0;
-  /** No request is sent until those in flight are done, and a flush after them. */
-  #draining = false;
-  #failure: { readonly reason: unknown } | null = null;
-  #settle: () => void = () => undefined;
-
-  constructor(storage: Storage, plan: BenchPlan, request: BenchRequest) {
-    this.#storage = storage;
-    this.#plan = plan;
-    this.#request = request;
-    this.#drain = request.drain !== false;
-    this.#offset = plan.offset;
-    this.#left = plan.count;
-    this.#buffers = buffersFor(storage, plan, request.pattern ?? 0);
-  }
-
-  async whole(): Promise<Benched> {
-    const start = performance.now();
-    await new Promise<void>((resolve) => {
-      this.#settle = resolve;
-      this.#send();
-    });
-    const seconds = (performance.now() - start) / 1000;
-    if (this.#failure !== null) throw this.#failure.reason;
-    const { count, length } = this.#plan;
-    return { seconds, requests: count, bytes: count * length, flushes: this.#flushes };
-  }
-
-  /** Sends what may be sent now; ends the run when nothing is left to wait for. */
-  #send(): void {
-    const { depth, flushInterval, length, step } = this.#plan;
-    try {
-      stopIfAborted(this.#request.signal);
-    } catch (reason) {
-      this.#failure ??= { reason };
-    }
-    while (this.#failure === null && !this.#draining && this.#left > 0 && this.#inFlight < depth) {
-      const buffer = this.#buffers[this.#left % this.#buffers.length] as Uint8Array;
-      const at = this.#offset;
-      this.#offset = following(at, step, this.#storage.size);
-      this.#left--;
-      this.#inFlight++;
-      void this.#one(buffer, at).then(
-        () => this.#done(length),
-        (reason: unknown) => {
-          this.#failure ??= { reason };
-          this.#done(0);
-        },
-      );
-      if (flushInterval > 0 && this.#left % flushInterval === 0) {
-        if (this.#drain) this.#draining = true;
-        else this.#flush();
-      }
-    }
-    const waits = this.#inFlight > 0 || this.#flushing > 0;
-    if (!waits && (this.#failure !== null || (this.#left === 0 && !this.#draining))) this.#settle();
-  }
-
-  async #one(buffer: Uint8Array, at: number): Promise<void> {
-    if (!this.#plan.write) return this.#storage.read(buffer, at);
-    await this.#storage.write(buffer, at);
-    if (this.#request.through === true) await this.#storage.flush();
-  }
-
-  #done(bytes: number): void {
-    this.#inFlight--;
-    const { count, length } = this.#plan;
-    if (bytes > 0) this.#request.onProgress?.((count - this.#left - this.#inFlight) * length, count * length);
-    if (this.#draining && this.#inFlight === 0 && this.#failure === null) this.#flush();
-    else this.#send();
-  }
-
-  #flush(): void {
-    this.#flushing++;
-    this.#flushes++;
-    const flushed = this.#request.unsafe === true ? Promise.resolve() : this.#storage.flush();
-    void flushed
-      .catch((reason: unknown) => {
-        this.#failure ??= { reason };
-      })
-      .then(() => {
-        this.#flushing--;
-        this.#draining = false;
-        this.#send();
-      });
-  }
+/** Sends the requests of a plan, and counts them. */
+async function whole(storage: Storage, plan: BenchPlan, request: BenchRequest): Promise<Benched> {
+  const { count, length, step, depth, write, flushInterval } = plan;
+  const buffers = buffersFor(storage, plan, request.pattern ?? 0);
+  let [at, left, done] = [plan.offset, count, 0];
+  const { onProgress, signal } = request;
+  const source: RequestSource = {
+    next: () => {
+      if (left === 0) return undefined;
+      const next = { at, bytes: buffers[left % buffers.length] as Uint8Array, write };
+      at = following(at, step, storage.size);
+      left--;
+      // Counted from the end, as qemu-img does.
+      return { ...next, flushAfter: flushInterval > 0 && left % flushInterval === 0 };
+    },
+    done: () => onProgress?.(++done * length, count * length),
+  };
+  const manner = { drain: request.drain !== false, through: request.through === true };
+  const start = performance.now();
+  const flushes = await runQueue(storage, source, {
+    ...{ depth, signal, ...manner },
+    unsafe: request.unsafe === true,
+  });
+  const seconds = (performance.now() - start) / 1000;
+  return { seconds, requests: count, bytes: count * length, flushes };
 }
 
 /** Memory for requests: one piece for all writes, as all write the same. */

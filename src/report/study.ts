@@ -4,8 +4,11 @@ import { area, curveStepAfter, line } from 'd3-shape';
 import { formatSize } from '../core/size.ts';
 import type { Cell, StepResult } from '../benchmark/cell.ts';
 import { bucketStart, median, mergedHistogram, type Histogram } from '../benchmark/statistics.ts';
+import type { Drill } from '../benchmark/drill/drill.ts';
 import type { Study } from '../benchmark/study.ts';
 import { times } from '../benchmark/verdict.ts';
+import { drillSection } from './drill.ts';
+import { PAGE } from './style.ts';
 import { axis, chart, colourOf, duration, escaped, label, MARGIN, WIDTH, type Chart } from './svg.ts';
 
 type Step = StepResult['step'];
@@ -222,8 +225,8 @@ function space(study: Study, format: string): Chart {
   );
 }
 
-/** The report as one HTML file that loads nothing. */
-export function pageOf(study: Study): string {
+/** The report as one HTML file that loads nothing; with the drill where there was one. */
+export function pageOf(study: Study, drill?: Drill): string {
   const { plan, environment, conclusion } = study;
   const charts = chartsOf(study).map(({ name, svg }) => `<figure id="${escaped(name)}">${svg}</figure>`);
   const verdicts = conclusion.verdict.map(
@@ -263,22 +266,12 @@ export function pageOf(study: Study): string {
 <h1>Thin or thick?</h1>
 <p>What an allocation policy costs on this storage, measured by <code>spindle bench allocation</code>.</p>
 <h2>Verdict</h2><div class="verdicts">${verdicts.join('')}</div>
-<p class="quiet">Ratios are medians over ${String(plan.rounds)} rounds, paired by round, with bootstrap intervals of 95 %. Differences under ${String(conclusion.margin * 100)} % count as none.
+<p class="quiet">Ratios are medians over ${String(plan.rounds)} rounds, paired by round, with bootstrap intervals of 95 %; controls are judged by intervals of 99.9 %, as there are many. Differences under ${String(conclusion.margin * 100)} % count as none.
 Raw files take their requests on the descriptor; qcow2 images through spindle's driver, which includes the event loop: compare within a format, not raw with qcow2.</p>
-<h2>Charts</h2><div class="charts">${charts.join('\n')}</div>
+<h2>Charts</h2><div class="charts">${charts.join('\n')}</div>${drill === undefined ? '' : `\n${drillSection(drill)}`}
 <h2>Control</h2><p class="quiet">The first policy of each format measured twice. What differs here is noise.</p>
 <div class="wide"><table><thead><tr><th>format</th><th>phase</th><th>step</th><th>ratio</th><th>finding</th></tr></thead><tbody>${controls.join('')}</tbody></table></div>
 <h2>Environment</h2><dl>${facts.map(([name, value]) => `<dt>${escaped(name)}</dt><dd>${escaped(value)}</dd>`).join('')}</dl>
 </main></body></html>
 `;
 }
-
-const PAGE = `:root{color-scheme:light dark;--ink:#1f2328;--quiet:#59636e;--line:#d1d9e0;--paper:#fff;--card:#f6f8fa}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--quiet:#9aa4af;--line:#3d444d;--paper:#0d1117;--card:#161b22}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1280px;margin:0 auto;padding:16px}h1{margin:.2em 0}h2{margin:1.4em 0 .4em;border-bottom:1px solid var(--line)}
-.quiet{color:var(--quiet);font-size:13px}.verdicts,.charts{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr))}
-.verdict,figure{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:10px;margin:0;min-width:0}
-.verdict ul{margin:0;padding-left:1.1em;font-size:13.5px}.verdict h3{margin:0}.none{border-left:4px solid #c76a00}.given{border-left:4px solid #138a5e}
-figure svg{display:block;width:100%;height:auto}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px}td,th{text-align:left;padding:2px 12px 2px 0}
-dl{display:grid;grid-template-columns:minmax(90px,max-content) 1fr;gap:2px 12px;font-size:13px}dt{color:var(--quiet);overflow-wrap:anywhere}dd{margin:0;overflow-wrap:anywhere}`;

@@ -239,6 +239,7 @@ describe('completion', () => {
     for (const verb of Object.keys(VERBS)) expect(stdout).toContain(verb);
     expect(stdout).toContain('backing-format');
     expect(stdout).toContain('thick-lazy');
+    expect(stdout).toContain('drill-fs');
     const path = join(tempDir(), 'script');
     writeFileSync(path, stdout);
     const parsed = spawnSync(program, [flag, path], { encoding: 'utf8' });
@@ -260,6 +261,13 @@ describe('completion', () => {
     expect(complete('spindle key ""')).toBe('list add remove change');
     expect(complete('spindle key list x')).toBe('x');
     expect(complete('spindle key add --new-s')).toBe('--new-secret --new-secret-file');
+    expect(complete('spindle bench im')).toBe('image');
+    expect(complete('spindle bench x')).toBe('x');
+    expect(complete('spindle bench --dep')).toBe('--depth');
+    expect(complete('spindle bench allocation --drill-f')).toBe('--drill-fs');
+    expect(complete('spindle bench allocation --drill-fs x')).toBe('xfs');
+    expect(complete('spindle bench image --acc')).toBe('--access');
+    expect(complete('spindle pool-start --b')).toBe('--build');
   });
 });
 

@@ -3,12 +3,17 @@ import { join } from 'node:path';
 import { isatty } from 'node:tty';
 import { InvalidArgumentError, Option } from 'commander';
 import { fioJobs } from '../../benchmark/fio.ts';
+import { drill, type Drill } from '../../benchmark/drill/drill.ts';
+import { DRILL_FILE_SYSTEMS, type DrillFileSystem } from '../../benchmark/drill/store.ts';
 import type { Plan, Preset } from '../../benchmark/plan.ts';
 import { SCENARIOS } from '../../benchmark/scenario.ts';
 import { DEFAULT_SUBJECTS } from '../../benchmark/subject.ts';
-import { study } from '../../benchmark/study.ts';
+import { study, type Study } from '../../benchmark/study.ts';
+import { SpindleError } from '../../core/errors.ts';
+import { drillPageOf } from '../../report/drill.ts';
 import { chartsOf, pageOf } from '../../report/study.ts';
 import { newCommand, outputOption, sizeValue, verb } from '../command-line.ts';
+import { drillText } from '../drill-text.ts';
 import { stoppable } from '../interrupt.ts';
 import { complain, out, overwrite } from '../output.ts';
 import { cellText, planText, studyText } from '../study-text.ts';
@@ -28,6 +33,10 @@ interface Flags {
   readonly html?: string;
   readonly svg?: string;
   readonly fio?: string;
+  readonly drill?: boolean;
+  readonly drillFs?: DrillFileSystem;
+  readonly drillStore?: string;
+  readonly fillStore?: boolean;
 }
 
 /** The command line of `bench allocation`. */
@@ -41,6 +50,14 @@ export const { define, run } = verb((program) =>
       ['--json study.json --html study.html', 'the default study of the current directory, with a report'],
       ['--subjects raw-thin,raw-thick-eager --phases random-sync', 'one question only'],
       ['--quick --fio jobs .', 'also the jobs with which fio does the same to raw files'],
+      [
+        '--drill --drill-fs xfs --html drill.html',
+        'what fails when space runs out, on a small XFS made for it (as root)',
+      ],
+      [
+        '--drill --drill-store /mnt/small --fill-store',
+        'the same in a small store of your own, which it fills',
+      ],
     ],
   )
     .argument('[DIR]', 'a directory on the store (default: this one)')
@@ -71,6 +88,17 @@ export const { define, run } = verb((program) =>
     .option('--html <FILE>', 'write a report with charts, one file that needs no network')
     .option('--svg <DIR>', 'write each chart by itself')
     .option('--fio <DIR>', 'write jobs with which fio does the same to raw files')
+    .option(
+      '--drill',
+      'the out-of-space drill instead of the study; with --quick, --thorough or --phases before it',
+    )
+    .addOption(
+      new Option('--drill-fs <TYPE>', 'file system of the small store that it makes (default: ext4)').choices(
+        DRILL_FILE_SYSTEMS,
+      ),
+    )
+    .option('--drill-store <DIR>', 'do the drill in this small store instead, with at most 1 GiB free')
+    .option('--fill-store', 'agree that --drill-store is filled to its last byte')
     .action((folder: string | undefined, flags: Flags) => work(folder ?? '.', flags)),
 );
 
@@ -81,33 +109,70 @@ function whole(text: string): number {
 
 async function work(folder: string, flags: Flags): Promise<void> {
   const human = flags.output === 'human';
+  const isAlone =
+    flags.drill === true && flags.quick !== true && flags.thorough !== true && flags.phases === undefined;
+  if (flags.drill !== true && (flags.drillFs ?? flags.drillStore ?? flags.fillStore) !== undefined)
+    throw new SpindleError('BAD_OPTION', 'the options of the drill go with --drill');
+  const signal = stoppable();
+  const drilled = flags.drill === true ? await drills(folder, flags, signal) : undefined;
+  if (human && drilled !== undefined) out(drillText(drilled));
+  const found = isAlone ? undefined : await studied(folder, flags, signal);
+  const all =
+    found === undefined ? drilled : { ...found, ...(drilled === undefined ? {} : { drill: drilled }) };
+  const json = `${JSON.stringify(all)}\n`;
+  if (flags.json !== undefined) writeFileSync(flags.json, json);
+  const page = found === undefined ? drilled && drillPageOf(drilled) : pageOf(found, drilled);
+  if (flags.html !== undefined && page !== undefined) writeFileSync(flags.html, page);
+  if (flags.svg !== undefined && found !== undefined) {
+    mkdirSync(flags.svg, { recursive: true });
+    for (const { name, svg } of chartsOf(found)) writeFileSync(join(flags.svg, `${name}.svg`), svg);
+  }
+  if (!human) out(json);
+}
+
+async function studied(folder: string, flags: Flags, signal: AbortSignal): Promise<Study> {
+  const human = flags.output === 'human';
   const preset: Preset = flags.thorough === true ? 'thorough' : flags.quick === true ? 'quick' : 'default';
   const start = performance.now();
-  const live = isatty(2);
-  let shown = 0;
+  const show = live();
   const found = await study(folder, {
     ...{ preset, seed: flags.seed, rounds: flags.rounds, size: flags.size, subjects: flags.subjects },
-    ...{ scenarios: flags.phases, cached: flags.cached, threads: flags.threads, signal: stoppable() },
+    ...{ scenarios: flags.phases, cached: flags.cached, threads: flags.threads, signal },
     onPlan: (plan, environment) => {
       if (human) out(`${planText(plan, environment)}\n`);
       else complain(`seed ${String(plan.seed)}`);
       writeJobs(plan, flags.fio);
     },
     onCell: (done, total, next) => {
-      const now = performance.now();
-      if (!live || (next !== undefined && now - shown < 100)) return;
-      shown = now;
-      overwrite(cellText(done, total, next, (now - start) / 1000));
+      show(next === undefined, () => cellText(done, total, next, (performance.now() - start) / 1000));
     },
   });
-  const json = `${JSON.stringify(found)}\n`;
-  if (flags.json !== undefined) writeFileSync(flags.json, json);
-  if (flags.html !== undefined) writeFileSync(flags.html, pageOf(found));
-  if (flags.svg !== undefined) {
-    mkdirSync(flags.svg, { recursive: true });
-    for (const { name, svg } of chartsOf(found)) writeFileSync(join(flags.svg, `${name}.svg`), svg);
-  }
-  out(human ? studyText(found) : json);
+  if (human) out(studyText(found));
+  return found;
+}
+
+function drills(folder: string, flags: Flags, signal: AbortSignal): Promise<Drill> {
+  const show = live();
+  return drill({
+    ...{ folder, fileSystem: flags.drillFs, store: flags.drillStore, fill: flags.fillStore },
+    ...{ subjects: flags.subjects, seed: flags.seed, signal },
+    onSubject: (done, total, subject) => {
+      const line = `${String(Math.floor((done / total) * 100)).padStart(2)} %  drill: ${subject ?? ''}`;
+      show(subject === undefined, () => (subject === undefined ? '' : line));
+    },
+  });
+}
+
+/** Shows lines of progress one over the other where somebody looks; the last one always. */
+function live(): (isLast: boolean, line: () => string) => void {
+  if (!isatty(2)) return () => undefined;
+  let shown = -Infinity;
+  return (isLast, line) => {
+    const now = performance.now();
+    if (!isLast && now - shown < 100) return;
+    shown = now;
+    overwrite(line());
+  };
 }
 
 function writeJobs(plan: Plan, folder: string | undefined): void {

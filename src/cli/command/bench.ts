@@ -1,10 +1,11 @@
-import { InvalidArgumentError, Option } from 'commander';
+import { Option } from 'commander';
 import { SpindleError } from '../../core/errors.ts';
 import { formatSize } from '../../core/size.ts';
 import { bench, type Benched, type BenchPlan } from '../../op/bench.ts';
 import { cacheOption, type CacheMode } from '../cache-mode.ts';
 import { newCommand, outputOption, sizeValue, verb } from '../command-line.ts';
 import { stoppable } from '../interrupt.ts';
+import { numberValue } from '../number-value.ts';
 import { out } from '../output.ts';
 import { sourceOf, withSourceOptions, type SourceFlags } from '../source.ts';
 
@@ -75,12 +76,6 @@ export const { define, run } = verb((program) =>
     .option('-q, --quiet', 'accepted as qemu-img does')
     .action((file: string, flags: Flags) => work(program, file, flags)),
 );
-
-/** A plain number, as qemu-img takes it: decimal or hexadecimal, with no suffix. */
-function numberValue(text: string): number {
-  if (/^\s*\+?(\d+|0[xX][0-9a-fA-F]+)$/.test(text)) return Number(text.replace('+', ''));
-  throw new InvalidArgumentError('it takes a number');
-}
 
 async function work(program: string, file: string, flags: Flags): Promise<void> {
   const { path, format, share, secret, gate } = sourceOf(file, flags);

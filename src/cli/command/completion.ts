@@ -10,6 +10,9 @@ import { zshScript } from '../completion/zsh.ts';
 import { out } from '../output.ts';
 import { define as allocate } from './allocate.ts';
 import { define as amend } from './amend.ts';
+import { define as allocation } from './bench-allocation.ts';
+import { define as compareStudies } from './bench-compare.ts';
+import { define as benchImage } from './bench-image.ts';
 import { define as bench } from './bench.ts';
 import { define as bitmap } from './bitmap.ts';
 import { define as check } from './check.ts';
@@ -65,7 +68,12 @@ export const { define, run } = verb((program) =>
         rebase,
         key,
       };
-      const definitions = { ...images, pool, vol, doctor, completion: define };
+      const below = {
+        'bench allocation': allocation,
+        'bench compare': compareStudies,
+        'bench image': benchImage,
+      };
+      const definitions = { ...images, ...below, pool, vol, doctor, completion: define };
       const commands = Object.entries(definitions).map(([name, make]) => [name, make(program)] as const);
       const pools = commandsOf(program, { ...POOL_VERBS, ...VOL_VERBS });
       out(SCRIPTS[shell](program, completedVerbs(Object.fromEntries([...commands, ...pools]))));

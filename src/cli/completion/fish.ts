@@ -1,16 +1,20 @@
-import type { CompletedOption, CompletedVerb } from './model.ts';
+import { topmost, type CompletedOption, type CompletedVerb } from './model.ts';
 
 /** The completion script of fish, for a program named `program`. */
 export function fishScript(program: string, verbs: readonly CompletedVerb[]): string {
-  const names = [...verbs.map((verb) => verb.name), 'help'].join(' ');
+  const names = [...topmost(verbs).map((verb) => verb.name), 'help'].join(' ');
   const first = `complete -c ${program} -n 'not __fish_seen_subcommand_from ${names}' -f`;
   const lines = [
     `# fish completion of ${program}`,
-    ...verbs.map((verb) => `${first} -a ${verb.name} -d ${quoted(verb.description)}`),
+    ...topmost(verbs).map((verb) => `${first} -a ${verb.name} -d ${quoted(verb.description)}`),
     `${first} -a help -d 'tell how a command is used'`,
   ];
   for (const verb of verbs) {
-    const here = `complete -c ${program} -n '__fish_seen_subcommand_from ${verb.name}'`;
+    const seen = verb.name.split(' ').map((word) => `__fish_seen_subcommand_from ${word}`);
+    // What lies below a verb has options of its own.
+    if (verb.below.length > 0) seen.push(`not __fish_seen_subcommand_from ${verb.below.join(' ')}`);
+    const here = `complete -c ${program} -n '${seen.join('; and ')}'`;
+    if (verb.below.length > 0) lines.push(`${here} -a '${verb.below.join(' ')}'`);
     for (const option of verb.options)
       lines.push(`${here}${flagsOf(option)}${valueOf(option)} -d ${quoted(option.description)}`);
     const words = verb.words.join(' ');

@@ -1,5 +1,5 @@
 import type { Command, Option } from 'commander';
-import { VERBS } from '../verbs.ts';
+import { SUBVERBS, VERBS } from '../verbs.ts';
 
 /** An option as completion needs it. */
 export interface CompletedOption {
@@ -21,13 +21,27 @@ export interface CompletedVerb {
   readonly words: readonly string[];
   /** Files follow the word. */
   readonly files: boolean;
+  /** Verbs below it: the second words of those whose names are this name and another word. Files may stand there as well. */
+  readonly below: readonly string[];
+}
+
+/** The verbs that are named by one word. */
+export function topmost(verbs: readonly CompletedVerb[]): CompletedVerb[] {
+  return verbs.filter(({ name }) => !name.includes(' '));
+}
+
+/** The verbs that are named by two words. */
+export function lower(verbs: readonly CompletedVerb[]): CompletedVerb[] {
+  return verbs.filter(({ name }) => name.includes(' '));
 }
 
 /** What there is to complete, from the very definitions that parse the command line. */
 export function completedVerbs(commands: Readonly<Record<string, Command>>): CompletedVerb[] {
+  const names = Object.keys(commands);
   return Object.entries(commands).map(([name, command]) => ({
     name,
-    description: VERBS[name] ?? command.description(),
+    description: VERBS[name] ?? SUBVERBS[name] ?? command.description(),
+    below: names.filter((other) => other.startsWith(`${name} `)).map((other) => other.slice(name.length + 1)),
     options: [...command.options.filter((option) => !option.hidden).map(completedOption), HELP],
     words: command.registeredArguments[0]?.argChoices ?? [],
     files: command.registeredArguments.length > 1,

@@ -1,16 +1,32 @@
-import type { CompletedOption, CompletedVerb } from './model.ts';
+import { lower, topmost, type CompletedOption, type CompletedVerb } from './model.ts';
 
 /** The completion script of zsh, for a program named `program`. */
 export function zshScript(program: string, verbs: readonly CompletedVerb[]): string {
   const name = `_${program.replaceAll('-', '_')}`;
-  const commands = verbs.map((verb) => `    ${quoted(`${verb.name}:${verb.description}`)}`);
+  const commands = topmost(verbs).map((verb) => `    ${quoted(`${verb.name}:${verb.description}`)}`);
   const cases = verbs.map((verb) => {
     const options = verb.options.map((option) => `        ${specOf(option)} \\`);
     const files = `'*:file:_files'`;
     const words = `:word:(${verb.words.join(' ')})'`;
-    const rest = verb.words.length === 0 ? files : verb.files ? `'1${words} ${files}` : `'*${words}`;
-    return `      ${verb.name})\n        _arguments -s -S \\\n${options.map((line) => `  ${line}`).join('\n')}\n          ${rest} ;;`;
+    const below = `'1:word:{_alternative "words:word:(${verb.below.join(' ')})" "files:file:_files"}' ${files}`;
+    const rest =
+      verb.below.length > 0
+        ? below
+        : verb.words.length === 0
+          ? files
+          : verb.files
+            ? `'1${words} ${files}`
+            : `'*${words}`;
+    return `      ${quoted(verb.name)})\n        _arguments -s -S \\\n${options.map((line) => `  ${line}`).join('\n')}\n          ${rest} ;;`;
   });
+  const two = lower(verbs).map((verb) => quoted(verb.name));
+  const deeper =
+    two.length === 0
+      ? ''
+      : `  case "$verb $words[2]" in
+    ${two.join('|')}) if ((CURRENT > 2)); then verb="$verb $words[2]"; shift words; ((CURRENT--)); fi ;;
+  esac
+`;
   return `#compdef ${program}
 ${name}() {
   local -a commands
@@ -25,7 +41,7 @@ ${commands.join('\n')}
   local verb=$words[2]
   shift words
   ((CURRENT--))
-  case $verb in
+${deeper}  case $verb in
       help) _describe 'command' commands ;;
 ${cases.join('\n')}
   esac
