@@ -3,8 +3,8 @@
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
 use crate::{
-    allocate, buffer, cached, clone, codec, deflate, device, flags, lock, packed, sparse, transfer,
-    workload, zero,
+    allocate, batch, buffer, cached, clone, codec, deflate, device, flags, lock, packed, sparse,
+    transfer, workload, zero,
 };
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
@@ -306,6 +306,69 @@ pub fn read_cached(fd: f64, mut into: Uint8Array, offset: f64) -> Result<f64> {
     let target = unsafe { into.as_mut() };
     let found = cached::read(descriptor(fd)?, target, whole(offset, "preadv2")?);
     Ok(found.map_or(-1.0, |count| count as f64))
+}
+
+/// Many small requests; the memory stays JavaScript's, and is let go of on its thread.
+pub struct Batch {
+    fd: i32,
+    way: batch::Way,
+    requests: Vec<(u64, u64)>,
+    memory: Option<Uint8Array>,
+    ring: bool,
+}
+
+impl Task for Batch {
+    type Output = batch::Left;
+    type JsValue = Vec<u32>;
+
+    fn compute(&mut self) -> Result<batch::Left> {
+        let memory = self
+            .memory
+            .as_mut()
+            .ok_or_else(|| error("ERRNO:5:run twice"))?;
+        // SAFETY: JavaScript lends the buffer until the promise settles.
+        let bytes = unsafe { memory.as_mut() };
+        match batch::run(self.fd, self.way, &self.requests, bytes, self.ring) {
+            Ok(left) => Ok(left),
+            Err(batch::Broken::Refused(failure)) => Err(error(failure)),
+            Err(batch::Broken::Lost(failure)) => {
+                std::mem::forget(self.memory.take());
+                Err(error(failure))
+            }
+        }
+    }
+
+    fn resolve(&mut self, _env: Env, left: batch::Left) -> Result<Vec<u32>> {
+        Ok(left)
+    }
+}
+
+/// Ranges are offset, length, offset... Resolves to the numbers of the requests that were not done whole.
+#[napi]
+pub fn run_batch(
+    fd: f64,
+    write: bool,
+    ranges: Float64Array,
+    memory: Uint8Array,
+    ring: bool,
+) -> Result<AsyncTask<Batch>> {
+    let way = if write {
+        batch::Way::Write
+    } else {
+        batch::Way::Read
+    };
+    let fd = descriptor(fd)?;
+    let list = numbers(&ranges, way.call())?;
+    let (ranges, _) = list.as_chunks::<2>();
+    let requests = ranges.iter().map(|&[at, length]| (at, length)).collect();
+    let memory = Some(memory);
+    Ok(AsyncTask::new(Batch {
+        fd,
+        way,
+        requests,
+        memory,
+        ring,
+    }))
 }
 
 /// Resolves to size, logical sector, physical sector.

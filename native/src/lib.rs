@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 pub mod allocate;
+pub mod batch;
 pub mod buffer;
 pub mod cached;
 pub mod clone;

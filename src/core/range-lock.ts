@@ -1,14 +1,15 @@
 /** `shared` holders of overlapping ranges run together; an `exclusive` one runs alone on its range. */
 export type LockMode = 'shared' | 'exclusive';
 
-interface Holder {
+/** A range that is held, until it is released. */
+export interface Held {
   readonly at: number;
   readonly end: number;
   readonly exclusive: boolean;
   /** Earlier holders that must leave first. */
   blockers: number;
   /** Later holders that wait for this one. */
-  readonly waiters: Holder[];
+  readonly waiters: Held[];
   start: (() => void) | undefined;
 }
 
@@ -20,7 +21,7 @@ interface Holder {
  * again waits for itself for ever.
  */
 export class RangeLock {
-  readonly #holders = new Set<Holder>();
+  readonly #holders = new Set<Held>();
 
   /**
    * Runs `work` while holding `length` bytes at `at`, and gives its result. An empty range waits for nothing; for
@@ -48,8 +49,18 @@ export class RangeLock {
     return true;
   }
 
-  #enter(at: number, length: number, exclusive: boolean): Holder {
-    const holder: Holder = { at, end: at + length, exclusive, blockers: 0, waiters: [], start: undefined };
+  /** Holds a range if that can begin now; to be given to {@link release}. */
+  tryHold(at: number, length: number, mode: LockMode): Held | undefined {
+    return this.isFree(at, length, mode) ? this.#enter(at, length, mode === 'exclusive') : undefined;
+  }
+
+  /** Ends what {@link tryHold} began. */
+  release(held: Held): void {
+    this.#leave(held);
+  }
+
+  #enter(at: number, length: number, exclusive: boolean): Held {
+    const holder: Held = { at, end: at + length, exclusive, blockers: 0, waiters: [], start: undefined };
     for (const earlier of this.#holders) {
       if (conflict(earlier, holder)) {
         earlier.waiters.push(holder);
@@ -60,7 +71,7 @@ export class RangeLock {
     return holder;
   }
 
-  #leave(holder: Holder): void {
+  #leave(holder: Held): void {
     this.#holders.delete(holder);
     for (const waiter of holder.waiters) {
       waiter.blockers--;
@@ -70,7 +81,7 @@ export class RangeLock {
 }
 
 /** What counts in a conflict. */
-type Span = Pick<Holder, 'at' | 'end' | 'exclusive'>;
+type Span = Pick<Held, 'at' | 'end' | 'exclusive'>;
 
 function conflict(a: Span, b: Span): boolean {
   return (a.exclusive || b.exclusive) && a.at < b.end && b.at < a.end && b.at < b.end;

@@ -10,25 +10,16 @@ import type {
   FormatDriver,
   FreshPlace,
   Mapping,
+  Place,
   ResizeOptions,
 } from './driver.ts';
+import { checkWhole, together, type FilledPlace } from './fill.ts';
 import type { Image } from './image.ts';
-import { readNow } from './read-now.ts';
+import { atOnce, readNow } from './at-once.ts';
 import { blockStatus, type BlockStatus } from './status.ts';
 
 /** Bytes of zeroes that are written at once. */
 const ZEROES = 1024 * 1024;
-
-/** A place for guest data from offset `guest` on. */
-export interface FilledPlace extends DataMapping {
-  readonly guest: number;
-}
-
-/** @throws TypeError when only a part of what is new would be filled */
-function checkWhole({ fresh, guest, length }: FilledPlace): void {
-  if (fresh !== undefined && (fresh.start !== guest || fresh.end !== guest + length))
-    throw new TypeError(`${String(length)} bytes at ${String(guest)} are not whole units of the format`);
-}
 
 /**
  * The executor: walks the backing chain and moves the bytes that the drivers locate. Closing it closes the storages
@@ -46,6 +37,12 @@ export class DiskImage implements Image {
    */
   readonly #moves: boolean;
   #closed = false;
+
+  /** An error of this layer with the name of its image. */
+  readonly #named = (error: unknown): unknown => {
+    if (error instanceof SpindleError) error.path ??= this.name;
+    return error;
+  };
 
   constructor(driver: FormatDriver, storage: Storage, backing: Image | null, name?: string) {
     this.driver = driver;
@@ -68,7 +65,23 @@ export class DiskImage implements Image {
   }
 
   read(into: Uint8Array, at: number): Promise<void> {
-    return this.readNow(into, at) ? Promise.resolve() : this.#readLater(into, at);
+    if (this.readNow(into, at)) return Promise.resolve();
+    return (
+      this.#atOnce(at, into.length, 'read', (place) => place.storage.read(into, place.at)) ??
+      this.#readLater(into, at)
+    );
+  }
+
+  /** Begins a request that needs nothing but one place; undefined where it is not as simple, or not its turn. */
+  #atOnce(
+    at: number,
+    length: number,
+    way: 'read' | 'write',
+    work: (place: Place) => Promise<void>,
+  ): Promise<void> | undefined {
+    if (this.#closed || length === 0 || !isWithin(this.size, at, length)) return undefined;
+    const { driver } = this;
+    return atOnce({ driver, lock: this.#moves ? this.#lock : null }, { at, length, way }, work, this.#named);
   }
 
   readNow(into: Uint8Array, at: number): boolean {
@@ -122,7 +135,14 @@ export class DiskImage implements Image {
     }
   }
 
-  async write(from: Uint8Array, at: number): Promise<void> {
+  write(from: Uint8Array, at: number): Promise<void> {
+    const begun =
+      this.can.write &&
+      this.#atOnce(at, from.length, 'write', (place) => place.storage.write(from, place.at));
+    return begun || this.#writeLater(from, at);
+  }
+
+  async #writeLater(from: Uint8Array, at: number): Promise<void> {
     this.#checkChange(at, from.length);
     await this.#exclusive(at, from.length, () => this.#write(from, at));
   }
@@ -180,7 +200,7 @@ export class DiskImage implements Image {
       let linked = 0;
       try {
         for (const { at, length } of ranges) await this.driver.record?.(at, length);
-        await this.#together(async (ensureData) => {
+        await together(this.driver, async (ensureData) => {
           for (const { at, length } of ranges) {
             for (let part = 0; part < length;) {
               const { storage, at: to, length: size, fresh } = await ensureData(at + part, length - part);
@@ -195,7 +215,7 @@ export class DiskImage implements Image {
         for (const { storage, at, length, fresh } of places)
           if (fresh !== undefined && fresh.padding > 0 && !fresh.clean)
             await storage.write(new Uint8Array(fresh.padding), at + length);
-        await this.#together(async (_ensureData, commit) => {
+        await together(this.driver, async (_ensureData, commit) => {
           for (const { fresh } of places) {
             if (fresh !== undefined) await commit(fresh);
             linked++;
@@ -209,22 +229,6 @@ export class DiskImage implements Image {
     done.catch(() => undefined);
     await Promise.race([settled, done]);
     return { done };
-  }
-
-  /** Runs many requests in one turn where the driver has such. */
-  #together(
-    work: (
-      ensureData: FormatDriver['ensureData'],
-      commit: (fresh: FreshPlace) => Promise<void>,
-    ) => Promise<void>,
-  ): Promise<void> {
-    const { driver } = this;
-    return driver.together === undefined
-      ? work(
-          (at, length) => driver.ensureData(at, length),
-          (fresh) => fresh.commit(),
-        )
-      : driver.together((ensureData) => work(ensureData, (fresh) => fresh.link?.() ?? fresh.commit()));
   }
 
   async #write(from: Uint8Array, at: number): Promise<void> {
@@ -462,12 +466,6 @@ export class DiskImage implements Image {
       this.backing?.close(),
     ]);
     for (const result of results) if (result.status === 'rejected') throw result.reason;
-  }
-
-  /** An error of this layer with the name of its image. */
-  #named(error: unknown): unknown {
-    if (error instanceof SpindleError) error.path ??= this.name;
-    return error;
   }
 
   #checkChange(at: number, length: number): void {

@@ -64,6 +64,12 @@ export interface DataMapping {
   readonly fresh?: FreshPlace;
 }
 
+/** Offset `at` of a storage. */
+export interface Place {
+  readonly storage: Storage;
+  readonly at: number;
+}
+
 /** New clusters that nothing points to yet. */
 export interface FreshPlace {
   /** The guest range of the clusters: it holds the range asked for, and ends with the disk at the latest. */
@@ -117,6 +123,11 @@ export interface FormatDriver {
   record?(at: number, length: number): Promise<void>;
   /** Makes the start of the range writable in place. */
   ensureData(at: number, length: number): Promise<DataMapping>;
+  /**
+   * Where all of a range can be written over at once; undefined where anything has to be made, changed or waited for
+   * first, which is for {@link ensureData}. Optional.
+   */
+  placeNow?(at: number, length: number): Place | undefined;
   /**
    * Runs many requests in one turn, which costs less than a turn for each. In it `ensureData` is that of the turn, and
    * places are committed with `link`; nothing else of the driver may be waited for, and {@link record} comes before.

@@ -79,6 +79,18 @@ export function checkRanges(fd: number, ranges: Float64Array, unit: number): voi
   checkWhole('a unit', unit, 1);
 }
 
+/** @throws RangeError unless `ranges` is offset, length of each, whole numbers, and all of them are `memory` */
+export function checkBatch(fd: number, ranges: Float64Array, memory: Uint8Array): void {
+  checkDescriptor(fd);
+  checkNumbers(ranges, 2);
+  let all = 0;
+  for (let i = 1; i < ranges.length; i += 2) all += ranges[i] ?? 0;
+  if (all !== memory.length)
+    throw new RangeError(
+      `requests for ${String(all)} bytes need as much memory, not ${String(memory.length)}`,
+    );
+}
+
 /** @throws RangeError unless `operations` is offset, length, kind of each, and the rest sound */
 export function checkWorkload(
   fd: number,

@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import { viewOf } from '../core/bytes.ts';
 import { SpindleError } from '../core/errors.ts';
 import {
+  checkBatch,
   checkBuffer,
   checkBytes,
   checkDeflate,
@@ -55,6 +56,13 @@ interface Addon {
     threads: boolean,
   ): Promise<Float64Array>;
   readCached(fd: number, into: Uint8Array, offset: number): number;
+  runBatch(
+    fd: number,
+    write: boolean,
+    ranges: Float64Array,
+    memory: Uint8Array,
+    ring: boolean,
+  ): Promise<number[]>;
   zeroUnits(buffer: Uint8Array, granularity: number): Uint8Array;
   deviceInfo(fd: number): Promise<Float64Array>;
   deviceDiscard(fd: number, offset: number, length: number): Promise<void>;
@@ -225,6 +233,12 @@ function wrap(addon: Addon): Native {
         latencies: every(1),
         finishes: every(0),
       };
+    },
+
+    async runBatch(fd, write, ranges, memory, together) {
+      checkBatch(fd, ranges, memory);
+      const work = now(() => addon.runBatch(fd, write, ranges, memory, together), { fd });
+      return settle(work, { fd });
     },
 
     readCached(fd, into, offset) {

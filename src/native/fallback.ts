@@ -15,6 +15,7 @@ import { promisify } from 'node:util';
 import { isZero } from '../core/bytes.ts';
 import { SpindleError } from '../core/errors.ts';
 import {
+  checkBatch,
   checkBuffer,
   checkBytes,
   checkDescriptor,
@@ -51,6 +52,11 @@ export const twins: Native = {
     checkWorkload(fd, operations, options.depth, options.seed, options.limit ?? 0);
     const { runWorkload } = await import('./workload.ts');
     return runWorkload(fd, operations, options, fallocate);
+  },
+  async runBatch(fd, write, ranges, memory) {
+    checkBatch(fd, ranges, memory);
+    const { runBatch } = await import('./transfer.ts');
+    return runBatch(fd, write, ranges, memory);
   },
   readCached(fd, into, offset) {
     checkSpan(fd, offset, into.length);

@@ -52,6 +52,28 @@ export async function zeroRanges(fd: number, ranges: Float64Array, unit: number)
   return Uint8Array.from(found);
 }
 
+/** The twin of `run` in `native/src/batch.rs`, one after the other. */
+export async function runBatch(
+  fd: number,
+  isWrite: boolean,
+  ranges: Float64Array,
+  memory: Uint8Array,
+): Promise<number[]> {
+  const left: number[] = [];
+  let from = 0;
+  for (let range = 0; range < ranges.length; range += 2) {
+    const [at = 0, length = 0] = ranges.subarray(range, range + 2);
+    const moved = await (
+      isWrite
+        ? writeTo(fd, memory, from, length, at).then(({ bytesWritten }) => bytesWritten)
+        : readFrom(fd, memory, from, length, at).then(({ bytesRead }) => bytesRead)
+    ).catch(() => -1);
+    if (moved !== length) left.push(range / 2);
+    from += length;
+  }
+  return left;
+}
+
 /** A range in steps of whole units. The bytes are those of one buffer. @throws SpindleError IO at an early end */
 export async function* steps(
   fd: number,

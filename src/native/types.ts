@@ -91,6 +91,21 @@ export interface Native {
   runWorkload(fd: number, operations: Float64Array, how: WorkloadOptions): Promise<WorkloadReport>;
 
   /**
+   * Does many small requests to one file in one call; `ranges` holds offset, length of each, and their bytes, read or
+   * `write`n, lie in `memory` one after the other and fill it. With `together` the device sees them all at once where the
+   * kernel lets it (io_uring); else they are done one after the other. The numbers of the requests that were not done
+   * whole, for whatever reason: to be done again alone, which tells it. Memory given to a call that failed must not be
+   * used again.
+   */
+  runBatch(
+    fd: number,
+    write: boolean,
+    ranges: Float64Array,
+    memory: Uint8Array,
+    together: boolean,
+  ): Promise<readonly number[]>;
+
+  /**
    * Fills the start of `into` from `offset` on, at once, as far as the page cache of the host holds it; the bytes, 0 at
    * the end of the file. -1 where nothing can be had without waiting, and always for the twin.
    */

@@ -2,11 +2,12 @@ import { dirname } from 'node:path';
 import { alignDown, alignUp } from '../core/align.ts';
 import { SpindleError, isSpindleError } from '../core/errors.ts';
 import type { Extent, HostExtent } from '../core/extent.ts';
-import { RangeLock } from '../core/range-lock.ts';
+import { RangeLock, type Held } from '../core/range-lock.ts';
 import { checkRange, isWithin, type Storage, type StorageCan, type ZeroOptions } from '../core/storage.ts';
 import { native } from '../native/binding.ts';
 import type { FallocateMode, ZeroReport } from '../native/types.ts';
 import { abilities, hasExtentSizeHints, type Abilities } from './ability.ts';
+import { Batches } from './batches.ts';
 import { CachedReads } from './cached-reads.ts';
 import { DataMap } from './data-map.ts';
 import {
@@ -25,11 +26,9 @@ import { hostExtents } from './host-extents.ts';
 import { identityOf } from './identity.ts';
 import { isWriting, openHost, type FileOptions, type Opened } from './open.ts';
 import { undoOfReserve } from './undo-reserve.ts';
+import { ZERO_CHUNK, zeroRange, type ZeroTarget } from './zeroing.ts';
 
 export type { FileOptions } from './open.ts';
-
-/** Zeroes are written in chunks of this many bytes where nothing better works. */
-const ZERO_CHUNK = 1024 ** 2;
 
 /**
  * Opens a regular file or block device.
@@ -69,6 +68,8 @@ export class FileStorage implements Storage {
   readonly #alignment: number;
   readonly #direct: DirectIo | undefined;
   readonly #cached: CachedReads | undefined;
+  readonly #batches: Batches;
+  readonly #zeroes: ZeroTarget;
   readonly #lock = new RangeLock();
   readonly #map: DataMap | undefined;
   readonly #cannot = new Set<string>();
@@ -97,6 +98,13 @@ export class FileStorage implements Storage {
     this.#unsafe = options.unsafe === true;
     this.#direct = can.direct ? new DirectIo(fd, alignment, path) : undefined;
     this.#cached = can.direct || native().kind === 'twin' ? undefined : new CachedReads(fd);
+    this.#batches = new Batches(fd, can.direct ? alignment : undefined);
+    this.#zeroes = {
+      ...{ fd, path, isDevice, alignment },
+      buffer: (length) => this.buffer(length),
+      write: (from, at) => this.#write(from, at),
+      try: (what, work) => this.#try(what, work),
+    };
     this.#map = can.extents
       ? new DataMap((at, length, limit) =>
           this.#native('find data', () => native().dataExtents(fd, at, length, limit)),
@@ -142,6 +150,7 @@ export class FileStorage implements Storage {
     if (this.readNow(into, at)) return Promise.resolve();
     return this.#run(async () => {
       checkRange(this.#size, at, into.length);
+      if (this.#batches.takes(at, into.length) && (await this.#batches.read(into, at))) return;
       const count = await (this.#direct?.readUpTo(into, at) ?? readUpTo(this.#fd, into, at, this.path));
       if (count < into.length) throw cutOff(this.path, at + count, this.#size);
     });
@@ -153,14 +162,32 @@ export class FileStorage implements Storage {
   }
 
   write(from: Uint8Array, at: number): Promise<void> {
-    return this.#change(at, from.length, () => this.#write(from, at));
+    return this.#writeSmall(from, at) ?? this.#change(at, from.length, () => this.#write(from, at));
+  }
+
+  /** As {@link #change} and {@link #write}, where nothing stands in the way of a small write: with less around it. */
+  #writeSmall(from: Uint8Array, at: number): Promise<void> | undefined {
+    if (!this.#batches.takes(at, from.length) || !isWithin(this.#size, at, from.length)) return undefined;
+    if (this.closed || !this.can.write) return undefined;
+    const held = this.#lock.tryHold(at, from.length, 'exclusive');
+    return held === undefined ? undefined : this.#writeHeld(from, at, held);
+  }
+
+  async #writeHeld(from: Uint8Array, at: number, held: Held): Promise<void> {
+    this.#running++;
+    this.#map?.changed();
+    try {
+      if (!(await this.#batches.write(from, at))) await this.#write(from, at);
+    } finally {
+      this.#map?.changed();
+      this.#lock.release(held);
+      this.#ended();
+    }
   }
 
   /** Never changes the size. `fastOnly` fails with UNSUPPORTED before it has changed anything. */
   zero(at: number, length: number, how: ZeroOptions = {}): Promise<void> {
-    return this.#change(at, length, () =>
-      this.isDevice ? this.#zeroDevice(at, length, how) : this.#zeroFile(at, length, how),
-    );
+    return this.#change(at, length, () => zeroRange(this.#zeroes, at, length, how));
   }
 
   discard(at: number, length: number): Promise<void> {
@@ -346,45 +373,6 @@ export class FileStorage implements Storage {
     }
   }
 
-  async #zeroFile(at: number, length: number, how: ZeroOptions): Promise<void> {
-    const modes: FallocateMode[] = how.keepAllocated === true ? ['zero-range'] : ['punch', 'zero-range'];
-    // The twin starts a program each time: writing a few zeroes is faster.
-    if (native().kind === 'twin' && length <= ZERO_CHUNK && how.fastOnly !== true) modes.length = 0;
-    for (const mode of modes) {
-      if (await this.#try(mode, () => native().fallocate(this.#fd, mode, at, length))) return;
-    }
-    await this.#writeZeroes(at, length, how);
-  }
-
-  async #zeroDevice(at: number, length: number, how: ZeroOptions): Promise<void> {
-    const fd = this.#fd;
-    const start = Math.min(alignUp(at, this.#alignment), at + length);
-    const end = Math.max(alignDown(at + length, this.#alignment), start);
-    if (start < end) {
-      // Punching a device zeroes it without writing, or not at all. BLKZEROOUT may write: nothing for `fastOnly`.
-      const zeroed =
-        (how.keepAllocated !== true &&
-          (await this.#try('punch', () => native().fallocate(fd, 'punch', start, end - start)))) ||
-        (how.fastOnly !== true &&
-          (await this.#try('zero-out', () => native().deviceZeroOut(fd, start, end - start))));
-      if (!zeroed) return this.#writeZeroes(at, length, how);
-    }
-    await this.#writeZeroes(at, start - at, {});
-    await this.#writeZeroes(end, at + length - end, {});
-  }
-
-  async #writeZeroes(at: number, length: number, how: ZeroOptions): Promise<void> {
-    if (length === 0) return;
-    if (how.fastOnly === true) {
-      const message = `${this.path}: cannot zero without writing zeroes`;
-      throw new SpindleError('UNSUPPORTED', message, { path: this.path });
-    }
-    const zeroes = this.buffer(Math.min(ZERO_CHUNK, length));
-    for (let done = 0; done < length; done += zeroes.length) {
-      await this.#write(zeroes.subarray(0, Math.min(zeroes.length, length - done)), at + done);
-    }
-  }
-
   async #hostExtents(at: number, length: number): Promise<HostExtent[]> {
     return this.#run(async () => {
       checkRange(this.#size, at, length);
@@ -400,9 +388,13 @@ export class FileStorage implements Storage {
     try {
       return await work();
     } finally {
-      this.#running--;
-      if (this.#running === 0) this.#idle?.();
+      this.#ended();
     }
+  }
+
+  #ended(): void {
+    this.#running--;
+    if (this.#running === 0) this.#idle?.();
   }
 
   /** Runs a change of a range within the size, alone on its blocks. */

@@ -3,7 +3,7 @@ import { SpindleError } from '../../core/errors.ts';
 import { ExtentFlag } from '../../core/extent.ts';
 import { Mutex } from '../../core/mutex.ts';
 import type { Storage, StorageCan, ZeroOptions } from '../../core/storage.ts';
-import type { DataMapping, FormatDriver, Mapping } from '../driver.ts';
+import type { DataMapping, FormatDriver, Mapping, Place } from '../driver.ts';
 
 /** Guests see whole sectors. */
 const SECTOR = 512;
@@ -78,6 +78,11 @@ export class RawDriver implements FormatDriver {
     const at = this.#offset + start;
     await this.#reach(at + length);
     return { storage: this.data, at, length };
+  }
+
+  placeNow(start: number, length: number): Place | undefined {
+    const at = this.#offset + start;
+    return at + length > this.data.size ? undefined : { storage: this.data, at };
   }
 
   async zero(start: number, length: number, how?: ZeroOptions): Promise<boolean> {

@@ -1,6 +1,6 @@
 import type { PackedRun, Run } from './source.ts';
 import type { Chunk } from './chunks.ts';
-import type { FilledPlace } from '../../format/disk-image.ts';
+import type { FilledPlace } from '../../format/fill.ts';
 import { FileStorage } from '../../storage/file.ts';
 
 /** A piece of the disk whose bytes, plain or compressed, lie in a file. Bytes. */

@@ -1,7 +1,8 @@
 import { isAligned } from '../../core/align.ts';
 import { isSpindleError, SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
-import type { DiskImage, FilledPlace } from '../../format/disk-image.ts';
+import type { DiskImage } from '../../format/disk-image.ts';
+import type { FilledPlace } from '../../format/fill.ts';
 import { native } from '../../native/binding.ts';
 import { FileStorage } from '../../storage/file.ts';
 import { Batches, placesIn, sumOf, type Batch, type Carrier, type Delivery } from './carrier.ts';

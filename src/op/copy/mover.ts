@@ -1,7 +1,8 @@
 import { SpindleError } from '../../core/errors.ts';
 import { native } from '../../native/binding.ts';
 import type { FileStorage } from '../../storage/file.ts';
-import type { DiskImage, FilledPlace } from '../../format/disk-image.ts';
+import type { DiskImage } from '../../format/disk-image.ts';
+import type { FilledPlace } from '../../format/fill.ts';
 import {
   Batches,
   isPlainFile,

@@ -8,6 +8,7 @@ import type {
   FormatDriver,
   FreshPlace,
   Mapping,
+  Place,
   ResizeTools,
   Streams,
 } from '../../driver.ts';
@@ -20,6 +21,7 @@ import { readMetadata, type Metadata } from '../metadata.ts';
 import { checkCompressible, compressInOrder, compressorOf, whyIncompressible } from './compress.ts';
 import { setIncompatible } from './dirty-mark.ts';
 import { emptyDisk } from './empty.ts';
+import { inPlace } from './in-place.ts';
 import { LiveBitmaps } from './live-bitmaps.ts';
 import { announceChanges, refuseUnsound, soundMetadata } from './open-header.ts';
 import { resizeQcow2 } from './resize.ts';
@@ -145,6 +147,18 @@ export class Qcow2WriteDriver implements FormatDriver {
   async ensureData(at: number, length: number): Promise<DataMapping> {
     const place = await this.#changing(at, length, () => this.writer.ensureData(at, length));
     return place.fresh === undefined ? place : { ...place, fresh: this.#guardedPlace(place.fresh) };
+  }
+
+  /** See {@link FormatDriver.placeNow}. @throws SpindleError as {@link inPlace} */
+  placeNow(at: number, length: number): Place | undefined {
+    if (this.#broken !== undefined) return undefined;
+    const place = inPlace(this.writer, this.#reader, this.#storage, at, length);
+    if (place === undefined) return undefined;
+    const recorded = this.#unseen ? undefined : this.#options.bitmaps?.record(at, length);
+    if (recorded === undefined) return place;
+    // The write that waits for it is told.
+    recorded.catch(() => undefined);
+    return undefined;
   }
 
   /** See {@link FormatDriver.together}. */

@@ -60,6 +60,20 @@ export class L2Editor implements L2Source {
     return readEntry(view, (index - first) * this.#host.geometry.l2EntrySize, this.#host.geometry.extendedL2);
   }
 
+  /** {@link entry} where the table is in memory, else undefined. */
+  entryNow(cluster: number): L2Entry | undefined {
+    const { l2Entries, l2EntrySize, extendedL2 } = this.#host.geometry;
+    const table = this.l1.l2Offset(Math.floor(cluster / l2Entries));
+    if (table === 0) return NOWHERE;
+    const index = cluster % l2Entries;
+    const slice = this.slice(table, index);
+    if (slice instanceof Promise) {
+      slice.catch(() => undefined);
+      return undefined;
+    }
+    return readEntry(slice.view, (index - slice.first) * l2EntrySize, extendedL2);
+  }
+
   /** The first cluster from `cluster` on that has an L2 table, `end` when there is none before it. */
   nextMapped(cluster: number, end: number): number {
     const { l2Entries } = this.#host.geometry;

@@ -28,15 +28,13 @@ import {
   subclusters,
   type L2Entry,
 } from './l2-editor.ts';
+import { grownSize } from './growth.ts';
 import { OrderedCache } from './ordered-cache.ts';
 import { Refcounts } from './refcounts.ts';
 import type { WholeTables, WriterOptions } from './whole.ts';
 
 /** Bytes of metadata kept in memory. */
 const CACHE = 32 * 1024 * 1024;
-/** The file grows in steps of about an eighth, within these bounds; what is too much is cut off at the end. */
-const LEAST_GROWTH = 1024 * 1024;
-const MOST_GROWTH = 64 * 1024 * 1024;
 /** Bytes of new clusters that one request gets at once. */
 const MOST_FRESH = 4 * 1024 * 1024;
 /** Runs of freed clusters after which a flush is due. */
@@ -83,8 +81,7 @@ export class Qcow2Writer {
     this.#backed = options.backed;
     this.#usedEnd = options.usedEnd ?? storage.size;
     this.kinds = kinds;
-    const mark = new DirtyMark(storage, metadata.header);
-    this.#mark = mark;
+    const mark = (this.#mark = new DirtyMark(storage, metadata.header));
     this.cache = new OrderedCache(storage, {
       budget: CACHE,
       unit: sliceSizeOf(geometry),
@@ -126,8 +123,7 @@ export class Qcow2Writer {
     if (!this.#storage.can.resize) {
       throw new SpindleError('NO_SPACE', `the device is full: it has ${String(this.#storage.size)} bytes`);
     }
-    const step = Math.min(MOST_GROWTH, Math.max(LEAST_GROWTH, alignUp(end / 8, LEAST_GROWTH)));
-    await this.#storage.resize(alignUp(end + step - 1, LEAST_GROWTH));
+    await this.#storage.resize(grownSize(end));
   }
 
   /** Makes the start of a guest range writable. @throws SpindleError NO_SPACE, LIMIT, BAD_ENTRY, CORRUPT */
@@ -152,6 +148,11 @@ export class Qcow2Writer {
       if (this.#isFull) await this.#flush();
       return this.#packer.write(streams, (cluster) => this.#entry(cluster));
     });
+  }
+
+  /** Nothing changes the tables, and nothing has to be made durable first. */
+  get isIdle(): boolean {
+    return this.mutex.isIdle && !this.#isFull;
   }
 
   /** Memory is full of changes, or much is waiting to become free: a flush is due. */
