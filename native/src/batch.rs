@@ -5,6 +5,11 @@ use crate::failure::{Failure, Outcome, end_of};
 use crate::transfer::{READ, WRITE, borrowed};
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+/// Whose turn it is to write to the page cache, by descriptor. Writers of one file wait for each other in the kernel too,
+/// but there they may spin, and take the processor from who has work.
+static TURNS: [Mutex<()>; 16] = [const { Mutex::new(()) }; 16];
 
 /// What all requests of a batch do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +77,11 @@ pub fn run(
 fn in_order(fd: RawFd, way: Way, requests: &[(u64, u64)], mut memory: &mut [u8]) -> Outcome<Left> {
     let file = borrowed(fd)?;
     let mut left = Vec::new();
+    let _turn = match way {
+        Way::Write => TURNS.get(fd as usize % TURNS.len()),
+        Way::Read => None,
+    }
+    .map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
     for (number, &(at, length)) in (0..).zip(requests) {
         let (bytes, rest) = memory.split_at_mut(length as usize);
         memory = rest;

@@ -51,7 +51,11 @@ export class RangeLock {
 
   /** Holds a range if that can begin now; to be given to {@link release}. */
   tryHold(at: number, length: number, mode: LockMode): Held | undefined {
-    return this.isFree(at, length, mode) ? this.#enter(at, length, mode === 'exclusive') : undefined;
+    if (!this.isFree(at, length, mode)) return undefined;
+    const exclusive = mode === 'exclusive';
+    const held: Held = { at, end: at + length, exclusive, blockers: 0, waiters: [], start: undefined };
+    if (length > 0) this.#holders.add(held);
+    return held;
   }
 
   /** Ends what {@link tryHold} began. */

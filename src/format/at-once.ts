@@ -1,5 +1,5 @@
 import { alignDown, alignUp } from '../core/align.ts';
-import type { RangeLock } from '../core/range-lock.ts';
+import type { Held, RangeLock } from '../core/range-lock.ts';
 import type { Storage } from '../core/storage.ts';
 import type { FormatDriver, Mapping, Place } from './driver.ts';
 
@@ -48,31 +48,29 @@ export function atOnce(
 ): Promise<void> | undefined {
   const place = placeNow(driver, at, length, way);
   if (place === undefined) return undefined;
-  if (lock === null) return holding(work, place, named);
+  const fail = (error: unknown): never => {
+    throw named(error);
+  };
+  if (lock === null) return work(place).catch(fail);
   const unit = way === 'write' ? driver.granularity : 1;
   const start = alignDown(at, unit);
   const end = alignUp(at + length, unit);
   const held = lock.tryHold(start, end - start, way === 'write' ? 'exclusive' : 'shared');
-  return (
-    held &&
-    holding(work, place, named, () => {
-      lock.release(held);
-    })
-  );
+  return held && holding(lock, held, () => work(place)).catch(fail);
 }
 
-async function holding(
-  work: (place: Place) => Promise<void>,
-  place: Place,
-  named: (error: unknown) => unknown,
-  release?: () => void,
-): Promise<void> {
+/** Runs work that holds a range, and lets go of it whatever comes. */
+function holding(lock: RangeLock, held: Held, work: () => Promise<void>): Promise<void> {
+  const release = (): void => {
+    lock.release(held);
+  };
   try {
-    await work(place);
+    const begun = work();
+    begun.then(release, release);
+    return begun;
   } catch (error) {
-    throw named(error);
-  } finally {
-    release?.();
+    release();
+    return Promise.reject(error);
   }
 }
 

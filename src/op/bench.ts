@@ -161,11 +161,12 @@ async function whole(storage: Storage, plan: BenchPlan, request: BenchRequest): 
   const source: RequestSource = {
     next: () => {
       if (left === 0) return undefined;
-      const next = { at, bytes: buffers[left % buffers.length] as Uint8Array, write };
+      const here = at;
+      const bytes = buffers[left % buffers.length] as Uint8Array;
       at = following(at, step, storage.size);
       left--;
       // Counted from the end, as qemu-img does.
-      return { ...next, flushAfter: flushInterval > 0 && left % flushInterval === 0 };
+      return { at: here, bytes, write, flushAfter: flushInterval > 0 && left % flushInterval === 0 };
     },
     done: () => onProgress?.(++done * length, count * length),
   };

@@ -108,10 +108,10 @@ class Queue {
     else this.#flush();
   }
 
-  async #one({ at, bytes, write }: QueuedRequest): Promise<void> {
+  #one({ at, bytes, write }: QueuedRequest): Promise<void> {
     if (!write) return this.#storage.read(bytes, at);
-    await this.#storage.write(bytes, at);
-    if (this.#how.through) await this.#storage.flush();
+    const written = this.#storage.write(bytes, at);
+    return this.#how.through ? written.then(() => this.#storage.flush()) : written;
   }
 
   #ended(request: QueuedRequest, sent: number, slot: number): void {

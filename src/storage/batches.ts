@@ -18,8 +18,8 @@ interface Lanes {
 
 /** Past the page cache the device is to have many at a time; what is left over of a queue goes to the free lanes. */
 const WIDE: Lanes = { lanes: 4, most: 32, together: true };
-/** Writes to the page cache of one file exclude each other: one thread does them, while JavaScript gets the next ready. */
-const NARROW: Lanes = { lanes: 1, most: 16, together: false };
+/** Writes to the page cache of one file exclude each other: while one batch is written, the next is there already. */
+const NARROW: Lanes = { lanes: 2, most: 32, together: false };
 
 /** A request that waits for its turn. */
 interface Waiting {
@@ -53,12 +53,14 @@ export class Batches {
 
   /** Fills `into` from `at`; whether it did. If not the caller reads as usual, which tells what is wrong. */
   read(into: Uint8Array, at: number): Promise<boolean> {
-    return this.#reads.add(into, at);
+    return new Promise((settle) => {
+      this.#reads.add(into, at, settle);
+    });
   }
 
-  /** Writes `from` at `at`; whether all of it was. If not, some may be, and the caller writes it again as usual. */
-  write(from: Uint8Array, at: number): Promise<boolean> {
-    return this.#writes.add(from, at);
+  /** Writes `from` at `at`; told whether all of it was. If not, some may be, and the caller writes it again as usual. */
+  write(from: Uint8Array, at: number, settle: (whole: boolean) => void): void {
+    this.#writes.add(from, at, settle);
   }
 }
 
@@ -79,15 +81,13 @@ class Queue {
     this.#memory = memory;
   }
 
-  add(bytes: Uint8Array, at: number): Promise<boolean> {
-    return new Promise((settle) => {
-      this.#waiting.push({ bytes, at, settle });
-      if (this.#called || this.#busy >= this.#how.lanes) return;
-      this.#called = true;
-      process.nextTick(() => {
-        this.#called = false;
-        this.#send();
-      });
+  add(bytes: Uint8Array, at: number, settle: (whole: boolean) => void): void {
+    this.#waiting.push({ bytes, at, settle });
+    if (this.#called || this.#busy >= this.#how.lanes) return;
+    this.#called = true;
+    process.nextTick(() => {
+      this.#called = false;
+      this.#send();
     });
   }
 

@@ -170,19 +170,26 @@ export class FileStorage implements Storage {
     if (!this.#batches.takes(at, from.length) || !isWithin(this.#size, at, from.length)) return undefined;
     if (this.closed || !this.can.write) return undefined;
     const held = this.#lock.tryHold(at, from.length, 'exclusive');
-    return held === undefined ? undefined : this.#writeHeld(from, at, held);
-  }
-
-  async #writeHeld(from: Uint8Array, at: number, held: Held): Promise<void> {
+    if (held === undefined) return undefined;
     this.#running++;
     this.#map?.changed();
-    try {
-      if (!(await this.#batches.write(from, at))) await this.#write(from, at);
-    } finally {
-      this.#map?.changed();
-      this.#lock.release(held);
-      this.#ended();
-    }
+    return new Promise((resolve, reject) => {
+      this.#batches.write(from, at, (whole) => {
+        if (whole) {
+          this.#writeEnded(held);
+          resolve();
+        } else
+          this.#write(from, at)
+            .finally(() => this.#writeEnded(held))
+            .then(resolve, reject);
+      });
+    });
+  }
+
+  #writeEnded(held: Held): void {
+    this.#map?.changed();
+    this.#lock.release(held);
+    this.#ended();
   }
 
   /** Never changes the size. `fastOnly` fails with UNSUPPORTED before it has changed anything. */

@@ -125,4 +125,27 @@ describe('RangeLock', () => {
       );
       expect(most).toBeGreaterThan(3);
     }));
+
+  it('is tried without waiting: what stands in the way keeps it, and it keeps others', async () => {
+    const lock = new RangeLock();
+    const held = lock.tryHold(10, 10, 'shared');
+    if (held === undefined) throw new Error('nothing stands in the way');
+    expect(lock.tryHold(15, 10, 'exclusive')).toBe(undefined);
+    const beside = lock.tryHold(15, 10, 'shared');
+    expect(beside).toBeDefined();
+    let ran = false;
+    const waiting = lock.run(12, 1, 'exclusive', () => {
+      ran = true;
+      return Promise.resolve();
+    });
+    await settle();
+    expect(ran).toBe(false);
+    // Nothing overtakes what waits.
+    expect(lock.tryHold(12, 1, 'shared')).toBe(undefined);
+    lock.release(held);
+    await waiting;
+    expect(ran).toBe(true);
+    expect(lock.tryHold(12, 1, 'exclusive')).toBeDefined();
+    expect(lock.tryHold(12, 1, 'shared')).toBe(undefined);
+  });
 });
