@@ -51,14 +51,14 @@ export class Batches {
     return length > 0 && length <= SMALL && isAligned(at, this.#unit) && isAligned(length, this.#unit);
   }
 
-  /** Fills `into` from `at`; whether it did. If not the caller reads as usual, which tells what is wrong. */
+  /** Fills `into` from `at`; whether it did. One that is alone is left to the caller, as are those that failed. */
   read(into: Uint8Array, at: number): Promise<boolean> {
     return new Promise((settle) => {
       this.#reads.add(into, at, settle);
     });
   }
 
-  /** Writes `from` at `at`; told whether all of it was. If not, some may be, and the caller writes it again as usual. */
+  /** Writes `from` at `at`; told whether all of it was. If not, some may be, and the caller writes as usual. */
   write(from: Uint8Array, at: number, settle: (whole: boolean) => void): void {
     this.#writes.add(from, at, settle);
   }
@@ -116,6 +116,12 @@ class Queue {
   }
 
   async #run(batch: readonly Waiting[]): Promise<void> {
+    const [only] = batch;
+    if (batch.length === 1) {
+      // Copying would be all that it gets out of this.
+      only?.settle(false);
+      return;
+    }
     this.#busy++;
     const memory = this.#idle.pop() ?? this.#memory();
     const ranges = new Float64Array(batch.length * 2);

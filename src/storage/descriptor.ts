@@ -114,8 +114,8 @@ export function closeDescriptor(fd: number, path: string): Promise<void> {
   });
 }
 
-/** As {@link closeDescriptor}, at once: for descriptors that wrote nothing, whose closing has nothing to wait for. */
-export function closeUnwritten(fd: number, path: string): void {
+/** As {@link closeDescriptor}, at once: for descriptors that wrote nothing, or made it durable: closing has nothing to wait for then. */
+export function closeFlushed(fd: number, path: string): void {
   try {
     fs.closeSync(fd);
   } catch (error) {
@@ -144,6 +144,6 @@ export async function syncDirectory(directory: string): Promise<void> {
     const cause = error instanceof SpindleError ? error.cause : undefined;
     if (errnoOf(cause) !== 'EINVAL') throw error;
   } finally {
-    closeUnwritten(fd, directory);
+    closeFlushed(fd, directory);
   }
 }

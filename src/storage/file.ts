@@ -12,7 +12,7 @@ import { CachedReads } from './cached-reads.ts';
 import { DataMap } from './data-map.ts';
 import {
   closeDescriptor,
-  closeUnwritten,
+  closeFlushed,
   readUpTo,
   statDescriptor,
   syncDescriptor,
@@ -75,6 +75,8 @@ export class FileStorage implements Storage {
   readonly #cannot = new Set<string>();
   #size: number;
   #sizeChanged = false;
+  /** Something was changed since the last flush. */
+  #unflushed = false;
   /** Made by this storage, and its name not durable yet. */
   #isNew: boolean;
   #flushFailure: unknown;
@@ -130,6 +132,7 @@ export class FileStorage implements Storage {
 
   /** Tells that bytes up to `end` were changed through {@link fd}, by which the file may have grown. */
   changed(end: number): void {
+    this.#unflushed = true;
     this.#map?.changed();
     if (end <= this.#size) return;
     this.#size = end;
@@ -172,6 +175,7 @@ export class FileStorage implements Storage {
     const held = this.#lock.tryHold(at, from.length, 'exclusive');
     if (held === undefined) return undefined;
     this.#running++;
+    this.#unflushed = true;
     this.#map?.changed();
     return new Promise((resolve, reject) => {
       this.#batches.write(from, at, (whole) => {
@@ -265,8 +269,9 @@ export class FileStorage implements Storage {
       if (!this.can.write || this.#unsafe) return;
       if (this.#flushFailure !== undefined) throw this.#flushFailure as Error;
       const dataOnly = !this.#sizeChanged && !this.#isNew;
-      // Changes of the size from here on are for the next flush.
+      // Changes from here on are for the next flush.
       this.#sizeChanged = false;
+      this.#unflushed = false;
       try {
         await syncDescriptor(this.#fd, this.path, dataOnly);
         if (this.#isNew) await syncDirectory(dirname(this.path));
@@ -287,8 +292,8 @@ export class FileStorage implements Storage {
         });
       }
       for (const work of this.#beforeClose) work();
-      if (this.can.write) await closeDescriptor(this.#fd, this.path);
-      else closeUnwritten(this.#fd, this.path);
+      if (this.#unflushed) await closeDescriptor(this.#fd, this.path);
+      else closeFlushed(this.#fd, this.path);
     })();
     return this.#closing;
   }
@@ -446,6 +451,7 @@ export class FileStorage implements Storage {
 
   /** Runs a change of what is data and what is a hole. */
   async #mapping<T>(work: () => Promise<T>): Promise<T> {
+    this.#unflushed = true;
     this.#map?.changed();
     try {
       return await work();

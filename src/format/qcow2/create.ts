@@ -176,7 +176,7 @@ export async function createQcow2(
   await allocateData(storage, plan, options, dataFile, working, encryption?.plain ?? null);
   if (encryption !== null && plan.encryption.clusters > 0)
     await storage.write(encryption.header, plan.encryption.at * clusterSize);
-  await Promise.all([writeRefcounts(storage, plan), writeL1(storage, plan)]);
+  await Promise.all([writeRefcountBlocks, writeRefcountTable, writeL1].map((write) => write(storage, plan)));
   await writeL2Tables(storage, plan, options, working);
   await storage.write(first, 0);
 }
@@ -263,13 +263,8 @@ const CHUNK = 4 * 1024 * 1024;
 /** Chunks of tables after which those written begin to be flushed. */
 const FLUSH_EVERY = 6;
 
-async function writeRefcounts(storage: Storage, plan: Plan): Promise<void> {
+async function writeRefcountBlocks(storage: Storage, plan: Plan): Promise<void> {
   const { geometry } = plan;
-  const table = new Uint8Array(Math.ceil(plan.refcountBlocks.length * TABLE_ENTRY));
-  const tableView = viewOf(table);
-  plan.refcountBlocks.forEach((block, index) => {
-    setU64(tableView, index * TABLE_ENTRY, block * geometry.clusterSize);
-  });
   let full: Uint8Array | undefined;
   const perChunk = Math.max(1, Math.floor(CHUNK / geometry.clusterSize));
   for (let index = 0; index < plan.refcountBlocks.length;) {
@@ -288,7 +283,18 @@ async function writeRefcounts(storage: Storage, plan: Plan): Promise<void> {
     await storage.write(chunk, start * geometry.clusterSize);
     index += count;
   }
-  await storage.write(table, plan.refcountTable.at * geometry.clusterSize);
+}
+
+async function writeRefcountTable(
+  storage: Storage,
+  { geometry, refcountBlocks, refcountTable }: Plan,
+): Promise<void> {
+  const table = new Uint8Array(Math.ceil(refcountBlocks.length * TABLE_ENTRY));
+  const view = viewOf(table);
+  refcountBlocks.forEach((block, index) => {
+    setU64(view, index * TABLE_ENTRY, block * geometry.clusterSize);
+  });
+  await storage.write(table, refcountTable.at * geometry.clusterSize);
 }
 
 /** A refcount block whose first `count` refcounts are one. */
