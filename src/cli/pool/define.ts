@@ -92,7 +92,8 @@ function words(text: string): string[] {
 
 async function edit(given: Given): Promise<Answer> {
   const pool = poolOf(given);
-  const before = await pool.xml({ inactive: true });
+  const defined = pool.definition() ?? undefined;
+  const before = defined === undefined ? await pool.xml({ inactive: true }) : writePool(defined);
   const folder = mkdtempSync(join(tmpdir(), 'spindle-edit-'));
   try {
     const path = join(folder, 'pool.xml');
@@ -112,7 +113,7 @@ async function edit(given: Given): Promise<Answer> {
         'BAD_XML',
         'the name and the UUID of a pool cannot be edited; nothing was changed',
       );
-    await pool.pools.define(edited);
+    await pool.pools.define(edited, { instead: defined });
     return { message: `Pool ${pool.name} XML configuration edited.`, json };
   } finally {
     rmSync(folder, { recursive: true, force: true });
