@@ -1,7 +1,7 @@
 // Pools of other kinds. A file system on a loop device is real. LVM, NFS and iSCSI need a kernel that this machine may not
 // have: here their tools are stand-ins that record how they are called and answer as the real ones were seen to; the
 // guest lab (npm run test:lab) runs the real ones.
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import {
   chmodSync,
   closeSync,
@@ -9,10 +9,13 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  rmdirSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { iscsiBackendAt, parseSessions } from '../../src/pool/backend/iscsi.ts';
 import { volumesOf } from '../../src/pool/backend/logical.ts';
@@ -61,6 +64,47 @@ describe('a tool', () => {
     );
     await expect(runTool('hangs', [], { timeout: 200 })).rejects.toMatchObject({ code: 'TOOL_TIMEOUT' });
     await expect(runTool('vgs-not', [])).rejects.toThrow(/install the package vgs-not/);
+  });
+
+  it.each(['is given up', 'is ended with spindle'])('that %s is killed with what it started', async (how) => {
+    const bench = newBench();
+    const note = join(bench.root, 'sleeper');
+    standIns(bench, { starts: `sleep 600 & echo $! > '${note}.new'; mv '${note}.new' '${note}'; wait` });
+    const sleeper = async (): Promise<number> => {
+      while (!existsSync(note)) await sleep(20);
+      return Number(readFileSync(note, 'utf8'));
+    };
+    // A dead one may be waited for by nobody.
+    const runs = (pid: number): boolean => {
+      try {
+        return !/^State:\s+Z/m.test(readFileSync(`/proc/${String(pid)}/status`, 'utf8'));
+      } catch {
+        return false;
+      }
+    };
+    let pid: number;
+    if (how === 'is given up') {
+      const ended = runTool('starts', [], { timeout: 2000 }).catch((error: unknown) => error);
+      pid = await sleeper();
+      expect(runs(pid)).toBe(true);
+      expect(await ended).toMatchObject({ code: 'TOOL_TIMEOUT' });
+    } else {
+      const tool = join(process.cwd(), 'src', 'storage', 'tool.ts');
+      const script = `import { runTool } from '${tool}'; await runTool('starts', []);`;
+      const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', script]);
+      pid = await sleeper();
+      expect(runs(pid)).toBe(true);
+      const ended = new Promise((resolve) =>
+        child.on('close', (_, signal) => {
+          resolve(signal);
+        }),
+      );
+      child.kill('SIGTERM');
+      expect(await ended).toBe('SIGTERM');
+    }
+    // The kernel takes its time.
+    for (let wait = 0; wait < 500 && runs(pid); wait++) await sleep(20);
+    expect(runs(pid)).toBe(false);
   });
 
   it('gets its arguments as they are, past any shell', async () => {
@@ -307,10 +351,49 @@ describe('logical', () => {
   });
 });
 
+describe('a file system that is built', () => {
+  it.each([
+    ['ext4', 'mkfs.ext4 -F -- /dev/of-nobody'],
+    ['xfs', 'mkfs.xfs -f -- /dev/of-nobody'],
+    ['vfat', 'mkfs.vfat -I -- /dev/of-nobody'],
+  ])('of format %s has its device behind all options', async (format, call) => {
+    const bench = newBench();
+    const calls = standIns(bench, { [`mkfs.${format}`]: 'exit 0', blkid: 'exit 2' });
+    const xml = `<pool type='fs'><name>f</name><source><device path='/dev/of-nobody'/><format type='${format}'/></source><target><path>${bench.at('f')}</path></target></pool>`;
+    await (await bench.pools.define(parsePool(xml))).build('no-overwrite');
+    expect(calls().at(-1)).toBe(call);
+    for (const device of ['-F', '--help', 'sda', '../dev/sda'])
+      expect(() => parsePool(xml.replace('/dev/of-nobody', device))).toThrow(/must be absolute/);
+  });
+});
+
 describe('iscsi', () => {
   const xml = (more = ''): string =>
     `<pool type='iscsi'><name>i</name><source><host name='san'/><device path='iqn.2024-01.lab:t1'/>${more}</source><target><path>/dev/disk/by-path</path></target></pool>`;
   const SESSION = 'tcp: [3] 10.0.0.1:3260,1 iqn.2024-01.lab:t1 (non-flash)';
+
+  it('takes a secret from a file that is one, and private', async () => {
+    const bench = newBench();
+    const calls = standIns(bench, { iscsiadm: 'exit 21', udevadm: 'exit 0' });
+    const auth = "<auth type='chap' username='joe'><secret usage='lab'/></auth>";
+    const held = await bench.pools.define(parsePool(xml(auth)));
+    mkdirSync(bench.home.secrets);
+    const path = join(bench.home.secrets, 'lab');
+    const started = (): Promise<string[]> => outcomes([held.start()]);
+    // Nobody writes to this one: who waits for it waits for ever.
+    execFileSync('mkfifo', ['-m', '600', path]);
+    expect(await started()).toEqual(['BAD_SECRET']);
+    rmSync(path);
+    mkdirSync(path, { mode: 0o700 });
+    expect(await started()).toEqual(['BAD_SECRET']);
+    rmdirSync(path);
+    writeFileSync(path, 'x'.repeat(5000), { mode: 0o600 });
+    expect(await started()).toEqual(['BAD_SECRET']);
+    rmSync(path);
+    writeFileSync(path, 'secretsecret12', { mode: 0o640 });
+    expect(await started()).toEqual(['PERMISSION']);
+    expect(calls().filter((call) => !call.includes('--mode session'))).toEqual([]);
+  });
 
   it('logs in with the secret of its definition, which is never shown', async () => {
     const bench = newBench();

@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs';
-import { SpindleError } from '../../core/errors.ts';
+import { isSpindleError, SpindleError } from '../../core/errors.ts';
 import { hostError } from '../../storage/errno.ts';
 import { Pools, type Pool, type Volume, type BuildMode } from '../../pool/index.ts';
+import { readText } from '../../pool/xml.ts';
 import type { Given, Param } from './spec.ts';
 
 /** Arguments that many verbs have. */
@@ -66,11 +66,11 @@ export function buildMode(given: Given): BuildMode {
   return overwrite ? 'overwrite' : keep ? 'no-overwrite' : 'plain';
 }
 
-/** Bytes of a description that are read: more than any may have. */
+/** The text of a description, which may come from a pipe. @throws SpindleError BAD_XML (too long), NOT_FOUND, PERMISSION, IO */
 export function readDescription(path: string): string {
   try {
-    return readFileSync(path, 'utf8');
+    return readText(path);
   } catch (error) {
-    throw hostError(error, path, 'read');
+    throw isSpindleError(error) ? error : hostError(error, path, 'read');
   }
 }

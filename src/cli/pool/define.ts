@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SpindleError } from '../../core/errors.ts';
@@ -104,7 +104,7 @@ async function edit(given: Given): Promise<Answer> {
       throw new SpindleError('TOOL_FAILED', `the editor '${editor}' failed; nothing was changed`, {
         cause: done.error,
       });
-    const after = readFileSync(path, 'utf8');
+    const after = readDescription(path);
     const json = { name: pool.name, changed: after !== before };
     if (after === before) return { message: `Pool ${pool.name} XML configuration not changed.`, json };
     const edited = parsePool(after, 'the edited description');
