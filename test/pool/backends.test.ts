@@ -295,7 +295,7 @@ describe('logical', () => {
     it('to start, make, resize, delete and stop', async () => {
       const pool = await bench.pools.define(parsePool(definition));
       await pool.start();
-      expect(lvmCalls()).toEqual(['vgchange --activate ay vg0']);
+      expect(lvmCalls()).toEqual(['vgchange --activate ay -- vg0']);
       expect((await pool.info()).usage).toEqual({ capacity: 1000, allocation: 600, available: 400 });
       // The stand-in does not list what was made, so that looking at it afterwards fails.
       for (const [volume, policy] of [
@@ -319,24 +319,61 @@ describe('logical', () => {
       await pool.setGuard(8192);
       await pool.destroy();
       expect(lvmCalls().slice(1)).toEqual([
-        'lvcreate --yes --wipesignatures y --name a --size 4096b vg0',
-        'lvcreate --yes --name b --virtualsize 4096b --thinpool tp vg0',
-        'lvcreate --yes --name c --virtualsize 4096b --thinpool tp vg0',
-        'lvcreate --yes --name d --snapshot --size 4096b vg0/lin',
-        'lvcreate --yes --name e --snapshot --setactivationskip n vg0/thin',
-        'lvextend --size 134217728b vg0/lin',
-        'lvremove --force vg0/thin',
-        'lvcreate --yes --activate n --zero n --name spindle_guard --size 8192b vg0',
-        'vgchange --activate n vg0',
+        'lvcreate --yes --wipesignatures y --name a --size 4096b -- vg0',
+        'lvcreate --yes --name b --virtualsize 4096b --thinpool tp -- vg0',
+        'lvcreate --yes --name c --virtualsize 4096b --thinpool tp -- vg0',
+        'lvcreate --yes --name d --snapshot --size 4096b -- vg0/lin',
+        'lvcreate --yes --name e --snapshot --setactivationskip n -- vg0/thin',
+        'lvextend --size 134217728b -- vg0/lin',
+        'lvremove --force -- vg0/thin',
+        'lvcreate --yes --activate n --zero n --name spindle_guard --size 8192b -- vg0',
+        'vgchange --activate n -- vg0',
       ]);
+    });
+
+    it('to undo what failed, and to lose no volume for another', async () => {
+      const pool = await bench.pools.define(parsePool(definition));
+      await pool.start();
+      // Nothing thin is there yet: the pool for it goes again when its first volume cannot be made.
+      standIns(bench, {
+        lvs: `echo '{"report":[{"lv":[]}]}'`,
+        lvcreate:
+          'case "$*" in *thinpool*) echo "  Insufficient free space: 9 extents needed, but only 3 available" >&2; exit 5;; esac',
+        lvremove: '',
+      });
+      await expect(pool.createVolume({ name: 'b', capacity: 4096, allocation: 0 })).rejects.toMatchObject({
+        code: 'NO_SPACE',
+      });
+      expect(lvmCalls()).toEqual([
+        'lvcreate --yes --type thin-pool --extents 50%FREE --name spindle_thin -- vg0',
+        'lvcreate --yes --name b --virtualsize 4096b --thinpool spindle_thin -- vg0',
+        'lvremove --force -- vg0/spindle_thin',
+      ]);
+      standIns(bench, {
+        lvs: `cat <<'E'\n${LVS}\nE`,
+        // One of its volumes is open.
+        vgchange:
+          'case "$*" in *"--activate n "*) echo "  Logical volume vg0/lin in use." >&2; exit 5;; esac',
+      });
+      expect(
+        await outcomes([
+          pool.volume('lin').then((volume) => volume.delete()),
+          pool.volume('snap').then((volume) => volume.resize(134217728)),
+          pool.volume('lin').then((volume) => volume.resize(67108864)),
+        ]),
+      ).toEqual(['IN_USE', 'UNSUPPORTED', 'ok']);
+      expect(lvmCalls()).toEqual([]);
+      expect(await outcomes([pool.destroy()])).toEqual(['TOOL_FAILED']);
+      expect(lvmCalls()).toEqual(['vgchange --activate n -- vg0', 'vgchange --activate ay -- vg0']);
+      expect(pool.active()).not.toBe(null);
     });
 
     it('to build, giving back what was begun when it fails', async () => {
       const pool = await bench.pools.define(parsePool(definition));
       await expect(pool.build()).rejects.toThrow(/A volume group called vg0 already exists/);
       expect(lvmCalls()).toEqual([
-        ...['pvcreate --yes /dev/vdx', 'pvcreate --yes /dev/vdy', 'vgcreate vg0 /dev/vdx /dev/vdy'],
-        ...['pvremove --yes /dev/vdx', 'pvremove --yes /dev/vdy'],
+        ...['pvcreate --yes -- /dev/vdx', 'pvcreate --yes -- /dev/vdy', 'vgcreate -- vg0 /dev/vdx /dev/vdy'],
+        ...['pvremove --yes -- /dev/vdx', 'pvremove --yes -- /dev/vdy'],
       ]);
     });
 
@@ -364,6 +401,35 @@ describe('a file system that is built', () => {
     expect(calls().at(-1)).toBe(call);
     for (const device of ['-F', '--help', 'sda', '../dev/sda'])
       expect(() => parsePool(xml.replace('/dev/of-nobody', device))).toThrow(/must be absolute/);
+  });
+});
+
+describeUnlessMissing('a volume group that is built over a device in use', noLoop(), () => {
+  it('is refused before anything is written', async () => {
+    const bench = newBench();
+    const calls = standIns(bench, { pvcreate: '', vgcreate: '', pvremove: '' });
+    const [free, used] = [64, 65].map((byte) => attachLoop(new Uint8Array(16 * 1024 ** 2).fill(byte)));
+    try {
+      execFileSync('mkfs.ext4', ['-q', '-F', used?.path ?? '']);
+      const target = join(bench.root, 'mounted');
+      mkdirSync(target);
+      execFileSync('mount', [used?.path ?? '', target]);
+      try {
+        const devices = [free, used].map((loop) => `<device path='${loop?.path ?? ''}'/>`).join('');
+        const pool = await bench.pools.define(
+          parsePool(`<pool type='logical'><name>vg</name><source>${devices}</source></pool>`),
+        );
+        expect(await outcomes([pool.build('overwrite')])).toEqual(['IN_USE']);
+      } finally {
+        execFileSync('umount', [target]);
+      }
+      expect(calls()).toEqual([]);
+      expect(execFileSync('head', ['-c', '4', free?.path ?? '']).toString()).toBe('@@@@');
+      execFileSync('e2fsck', ['-fn', used?.path ?? ''], { stdio: 'ignore' });
+    } finally {
+      free?.detach();
+      used?.detach();
+    }
   });
 });
 

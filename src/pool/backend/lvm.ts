@@ -14,10 +14,16 @@ const LVM_TIME = 120_000;
 /** What lvm2 says where a volume group is full. */
 const FULL = /insufficient (free space|suitable allocatable extents)|not enough free extents/i;
 
-/** Runs a tool of lvm2. @throws SpindleError NO_SPACE, TOOL_MISSING, TOOL_FAILED, TOOL_TIMEOUT */
-export async function lvm(program: string, args: readonly string[]): Promise<{ stdout: string }> {
+/** Runs a tool of lvm2 with options, and with names that none of them can be taken for. @throws SpindleError NO_SPACE, TOOL_MISSING, TOOL_FAILED, TOOL_TIMEOUT */
+export async function lvm(
+  program: string,
+  options: readonly string[],
+  ...names: readonly string[]
+): Promise<{ stdout: string }> {
   try {
-    return await runTool(program, args, { timeout: LVM_TIME });
+    return await runTool(program, [...options, ...(names.length === 0 ? [] : ['--', ...names])], {
+      timeout: LVM_TIME,
+    });
   } catch (error) {
     if (!isSpindleError(error, 'TOOL_FAILED') || !FULL.test(error.message)) throw error;
     throw new SpindleError('NO_SPACE', error.message, { cause: error });
@@ -48,7 +54,7 @@ export async function report(
   names: readonly string[],
 ): Promise<Row[]> {
   const form = ['--reportformat', 'json', '--units', 'b', '--nosuffix', '--options', columns.join(',')];
-  const { stdout } = await lvm(`${kind}s`, [...form, ...names]);
+  const { stdout } = await lvm(`${kind}s`, form, ...names);
   return parseReport(stdout, kind);
 }
 

@@ -105,9 +105,13 @@ lvm_pool() {
   pass 'lvm: the clone is equal' cmp /tmp/data /dev/vg0/copy
   pass 'lvm: snapshot below' spindle vol-create-as lv snap 16M --backing-vol lin
   pass 'lvm: its XML' says '<path>/dev/vg0/lin</path>' spindle vol-dumpxml snap --pool lv
+  refuse 'lvm: a volume below another one stays' IN_USE spindle vol-delete lin --pool lv
+  refuse 'lvm: a snapshot has the size of what is below' UNSUPPORTED spindle vol-resize snap 128M --pool lv
+  pass 'lvm: both are there' test -b /dev/vg0/lin -a -b /dev/vg0/snap
   pass 'lvm: delete snapshot' spindle vol-delete snap --pool lv
   pass 'lvm: grow' spindle vol-resize copy 80M --pool lv
   pass 'lvm: grown' test "$(blockdev --getsize64 /dev/vg0/copy)" = $((80 * 1048576))
+  pass 'lvm: grow to what it has' spindle vol-resize copy 80M --pool lv
   pass 'lvm: grow thin' spindle vol-resize thin 2G --pool lv
   pass 'lvm: wipe' spindle vol-wipe copy --pool lv
   pass 'lvm: wiped' cmp -n $((80 * 1048576)) /dev/zero /dev/vg0/copy
