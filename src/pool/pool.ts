@@ -64,11 +64,11 @@ export class Pool {
     return this.pools.activeOf(this.name);
   }
 
-  /** All that is known of it. @throws SpindleError POOL_GONE, TOOL_FAILED, TOOL_TIMEOUT for an active pool out of reach */
-  async info(): Promise<PoolInfo> {
+  /** All that is known of it; without `sizes` its usage is not asked for. @throws SpindleError POOL_GONE, TOOL_FAILED, TOOL_TIMEOUT for an active pool out of reach */
+  async info({ sizes = true }: { sizes?: boolean } = {}): Promise<PoolInfo> {
     const [active, usage] = await this.#shared(async () => {
       const now = this.active();
-      return [now, now === null ? null : await this.#backend().usage(this.#context(now.pool))];
+      return [now, now === null || !sizes ? null : await this.#backend().usage(this.#context(now.pool))];
     });
     return {
       name: this.name,

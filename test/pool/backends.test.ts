@@ -25,6 +25,7 @@ import { parseExports } from '../../src/pool/backend/netfs.ts';
 import { parsePool, type PoolDefinition } from '../../src/pool/definition.ts';
 import { forecast, type Sample } from '../../src/pool/samples.ts';
 import { runTool } from '../../src/storage/tool.ts';
+import { builtCli } from '../tool/cli.ts';
 import { attachLoop, noLoop } from '../tool/loop.ts';
 import { describeUnlessMissing } from '../tool/qemu.ts';
 import { newBench, outcomes, type Bench } from './help.ts';
@@ -389,6 +390,25 @@ describe('logical', () => {
 });
 
 describe('a file system that is built', () => {
+  it('from the command line, as said there', async () => {
+    await builtCli();
+    const bench = newBench();
+    const calls = standIns(bench, { 'mkfs.ext4': 'exit 0', blkid: 'exit 2' });
+    await bench.ok(
+      ...['pool-define-as', 'f', 'fs', '--source-dev', '/dev/of-nobody', '--source-format', 'ext4'],
+      ...['--target', bench.at('f')],
+    );
+    await bench.ok('pool-build', 'f');
+    expect(calls()).toEqual([]);
+    const both = await bench.cli('pool-build', 'f', '--overwrite', '--no-overwrite');
+    expect(both.code).toBe(1);
+    expect(both.stderr).toMatch(/exclude each other/);
+    await bench.ok('pool-build', 'f', '--no-overwrite');
+    expect(calls().map((call) => call.split(' ')[0])).toEqual(['blkid', 'mkfs.ext4']);
+    await bench.ok('pool-build', 'f', '--overwrite');
+    expect(calls().map((call) => call.split(' ')[0])).toEqual(['blkid', 'mkfs.ext4', 'mkfs.ext4']);
+  });
+
   it.each([
     ['ext4', 'mkfs.ext4 -F -- /dev/of-nobody'],
     ['xfs', 'mkfs.xfs -f -- /dev/of-nobody'],
@@ -544,6 +564,9 @@ describe('iscsi', () => {
     expect(calls()).toEqual([
       'iscsiadm --mode discovery --type sendtargets --portal san:3260 --op nonpersistent',
     ]);
+    for (const port of [NaN, 0, 1.5, 65536])
+      expect(await outcomes([bench.pools.sources('iscsi', { host: 'san', port })])).toEqual(['BAD_OPTION']);
+    expect(calls()).toHaveLength(1);
   });
 });
 

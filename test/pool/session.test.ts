@@ -550,6 +550,25 @@ sed -i 's,</path>,-edited</path>,' "$1"
     expect(await bench.ok('pool-guard', 'p')).toMatch(/^0 bytes/);
   });
 
+  it('is listed as what it is when it is out of reach', async () => {
+    const bench = newBench();
+    await bench.ok('pool-create-as', 'gone', 'dir', '--target', bench.at('gone'), '--build');
+    await bench.ok('pool-define-as', 'marked', 'dir', '--target', bench.at('marked'));
+    await bench.ok('pool-start', 'marked', '--build');
+    await bench.ok('pool-autostart', 'marked');
+    for (const name of ['gone', 'marked']) rmSync(bench.at(name), { recursive: true });
+    for (const [flag, names] of [
+      ['--transient', 'gone\n\n'],
+      ['--persistent', 'marked\n\n'],
+      ['--autostart', 'marked\n\n'],
+      ['--no-autostart', 'gone\n\n'],
+    ] as const) {
+      const { code, stdout, stderr } = await bench.cli('pool-list', '--name', flag);
+      expect({ flag, code, stdout }).toEqual({ flag, code: 0, stdout: names });
+      expect(stderr).toMatch(/warning: /);
+    }
+  });
+
   it('is told when it was removed while active', async () => {
     const bench = newBench();
     await bench.ok('pool-define-as', 'p', 'dir', '--target', bench.at('p'));

@@ -60,7 +60,7 @@ export async function volumeOf(given: Given, name = 'vol', pool = 'pool'): Promi
 /** How to build, from --overwrite and --no-overwrite. @throws SpindleError BAD_OPTION for both */
 export function buildMode(given: Given): BuildMode {
   const overwrite = given.flag('overwrite');
-  const keep = given.flag('no-overwrite') || given.flag('noOverwrite');
+  const keep = given.flag('no-overwrite');
   if (overwrite && keep)
     throw new SpindleError('BAD_OPTION', '--overwrite and --no-overwrite exclude each other');
   return overwrite ? 'overwrite' : keep ? 'no-overwrite' : 'plain';

@@ -321,6 +321,8 @@ export const iscsiBackend = iscsiBackendAt({ sys: '/sys', patience: NAMES_TIME }
 export const findTargets: Discover = async ({ host, port, initiator }) => {
   if (host === undefined)
     throw new SpindleError('BAD_OPTION', 'name the server whose targets are looked for');
+  if (port !== undefined && !(Number.isInteger(port) && port > 0 && port < 65536))
+    throw new SpindleError('BAD_OPTION', 'the port is a number from 1 to 65535');
   const through =
     initiator === undefined ? [] : ['--interface', await interfaceFor(checkWord('the initiator', initiator))];
   const portal = portalOf({ name: checkWord('the host', host), port });
