@@ -139,22 +139,26 @@ function killGroup(pid: number | undefined, signal: NodeJS.Signals): void {
   }
 }
 
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
+/** Groups that end with this process. */
+const groups = new Set<number>();
+
+function endGroups(signal: NodeJS.Signals): void {
+  for (const pid of groups) killGroup(pid, signal);
+  // Without this listener the signal would have ended the process.
+  if (process.listenerCount(signal) > 1) return;
+  process.off(signal, endGroups);
+  process.kill(process.pid, signal);
+}
+
 /** Has a group end with this process, when that is told to; until the function that it gives is called. */
 function endWith(pid: number | undefined): () => void {
-  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-  const listeners = signals.map((signal) => {
-    const listener = (): void => {
-      killGroup(pid, signal);
-      // Without this listener the signal would have ended the process.
-      if (process.listenerCount(signal) > 1) return;
-      process.off(signal, listener);
-      process.kill(process.pid, signal);
-    };
-    process.on(signal, listener);
-    return [signal, listener] as const;
-  });
+  if (pid === undefined) return () => undefined;
+  if (groups.size === 0) for (const signal of SIGNALS) process.on(signal, endGroups);
+  groups.add(pid);
   return () => {
-    for (const [signal, listener] of listeners) process.off(signal, listener);
+    if (groups.delete(pid) && groups.size === 0) for (const signal of SIGNALS) process.off(signal, endGroups);
   };
 }
 

@@ -91,7 +91,8 @@ describe('a tool', () => {
       expect(await ended).toMatchObject({ code: 'TOOL_TIMEOUT' });
     } else {
       const tool = join(process.cwd(), 'src', 'storage', 'tool.ts');
-      const script = `import { runTool } from '${tool}'; await runTool('starts', []);`;
+      // Beside another one.
+      const script = `import { runTool } from '${tool}'; await Promise.all([runTool('starts', []), runTool('sleep', ['600'])]);`;
       const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', script]);
       pid = await sleeper();
       expect(runs(pid)).toBe(true);
