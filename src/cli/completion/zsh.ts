@@ -32,7 +32,7 @@ export function zshScript(program: string, verbs: readonly CompletedVerb[]): str
 ${name}_names() {
   local names
   if names=$(${program} pool--names "$((CURRENT - 1))" "\${(@Q)words}" 2>/dev/null); then
-    compadd -- "\${(@f)names}"
+    [[ -z $names ]] || compadd -- "\${(@f)names}"
   else
     _files
   fi
