@@ -157,6 +157,7 @@ export {
   type VolumeDefinition,
   type VolumeFacts,
   type VolumeResize,
+  type VolumeUpload,
   type VolumeType,
 } from './pool/index.ts';
 

@@ -3,10 +3,11 @@ import { SpindleError } from '../core/errors.ts';
 import type { WarningAbout } from '../op/create.ts';
 import { complain, oneLine } from './output.ts';
 
-/** Tells of a failure in one line on standard error; SPINDLE_DEBUG=1 adds where in the code it happened. */
+/** Tells of a failure in one line on standard error; SPINDLE_DEBUG=1 adds its code, and where it happened. */
 export function report(error: unknown, program: string, usage: string): void {
   complain(`${program}: ${sentence(error, usage)}`);
   if (process.env['SPINDLE_DEBUG'] !== '1') return;
+  if (error instanceof SpindleError) complain(`    code: ${error.code}`);
   for (let next: unknown = error; next instanceof Error; next = next.cause) {
     for (const line of (next.stack ?? String(next)).split('\n')) complain(`    ${line.trim()}`);
   }

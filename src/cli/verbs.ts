@@ -28,6 +28,8 @@ export function fileOfVerb(
   name: string,
 ): { readonly file: string; readonly args: readonly string[] } | undefined {
   if (Object.hasOwn(VERBS, name)) return { file: name, args: [] };
+  // For completion scripts; not shown.
+  if (name === 'pool--names') return { file: 'names', args: [] };
   if (/^(pool-.|find-storage-pool-sources)/.test(name)) return { file: 'pool', args: [name] };
   return name.startsWith('vol-') ? { file: 'vol', args: [name] } : undefined;
 }

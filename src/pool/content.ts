@@ -2,13 +2,14 @@ import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { randomFill } from 'node:crypto';
 import { promisify } from 'node:util';
-import { SpindleError } from '../core/errors.ts';
+import { isSpindleError, SpindleError } from '../core/errors.ts';
 import { stopIfAborted, type Working } from '../core/working.ts';
 import { native } from '../native/binding.ts';
 import { identityIfAny } from '../op/create-guard.ts';
 import { hostError } from '../storage/errno.ts';
 import { openFile, type FileStorage } from '../storage/file.ts';
 import { lockImage } from '../storage/lock.ts';
+import { probeFile } from './probe.ts';
 import type { VolumeFacts } from './volume-definition.ts';
 import { refuseLink } from './backend/files.ts';
 
@@ -96,12 +97,11 @@ export async function wipeVolume(volume: VolumeFacts, algorithm: string, working
   try {
     const { size } = storage;
     if (algorithm === 'trim') await trim(storage);
-    else if (algorithm === 'zero' && !storage.isDevice && volume.allocation < size) {
-      await storage.resize(0);
-      await storage.resize(size);
-    } else if (algorithm === 'zero')
-      await eachStep(size, working, 0, 1, (at, length) => storage.writePhysicalZeroes(at, length));
-    else {
+    else if (algorithm === 'zero') {
+      const sparse = !storage.isDevice && volume.allocation < size;
+      if (!(sparse && (await becameHole(storage))))
+        await eachStep(size, working, 0, 1, (at, length) => storage.writePhysicalZeroes(at, length));
+    } else {
       const count = passes.length + (VERIFIED.has(algorithm) ? 1 : 0);
       for (const [index, pass] of passes.entries()) await writePass(storage, pass, working, index, count);
       const last = passes.at(-1);
@@ -111,6 +111,17 @@ export async function wipeVolume(volume: VolumeFacts, algorithm: string, working
     await storage.flush();
   } finally {
     await storage.close();
+  }
+}
+
+/** Makes one hole of a file; whether its file system can. The size stays at every moment: others may look. */
+async function becameHole(storage: FileStorage): Promise<boolean> {
+  try {
+    if (storage.size > 0) await storage.punch(0, storage.size);
+    return true;
+  } catch (error) {
+    if (!isSpindleError(error, 'UNSUPPORTED')) throw error;
+    return false;
   }
 }
 
@@ -175,6 +186,15 @@ async function verify(
   });
 }
 
+/** Bytes at the start of an image in which it tells its format, and how large its disk is. */
+const TELLING = 4096;
+
+/**
+ * Asks for a volume to promise `capacity` bytes from now on, and does `work`, after which it shows that it does; or
+ * fails, with nothing done.
+ */
+export type Promising = (capacity: number, work: () => Promise<void>) => Promise<void>;
+
 /** Which part is moved, and how. Bytes. */
 export interface TransferOptions extends Working {
   /** From where on in the volume. Default: 0. */
@@ -187,7 +207,7 @@ export interface TransferOptions extends Working {
 
 /**
  * Writes a file into a volume at an offset; the volume grows where it is a file and must, and never gets shorter. With
- * `sparse`, holes of the file become holes.
+ * `sparse`, holes of the file become holes. `promising` is asked before a file grows, or becomes an image of another size.
  * @throws SpindleError BAD_OPTION (the file is longer than `length`), NO_SPACE (a device that is too small), IN_USE,
  * ABORTED, and as openFile; what was written before stays
  */
@@ -195,6 +215,7 @@ export async function uploadVolume(
   volume: VolumeFacts,
   path: string,
   options: TransferOptions,
+  promising: Promising = (_, work) => work(),
 ): Promise<number> {
   const { offset = 0, sparse = false } = options;
   const source = await openFile(path);
@@ -220,9 +241,20 @@ export async function uploadVolume(
               path: volume.path,
             },
           );
-        await target.resize(end);
       }
-      await moveRuns(source, 0, target, offset, size, { ...options, sparse }, true);
+      const move = (length: number): Promise<void> =>
+        moveRuns(source, 0, target, offset, length, { ...options, sparse }, true);
+      if (!target.isDevice) {
+        // An image that is written from the start on brings the size of its disk with it; of a raw one that is its own.
+        const image = offset > 0 || size === 0 ? volume : probeFile(path, volume.name);
+        const raw = image === null || image.format === 'raw';
+        const capacity = raw ? Math.max(end, target.size) : image.capacity;
+        await promising(capacity, async () => {
+          if (end > target.size) await target.resize(end);
+          if (!raw && offset === 0) await move(Math.min(size, TELLING));
+        });
+      }
+      await move(size);
       await target.flush();
     } finally {
       await target.close();

@@ -4,7 +4,7 @@
  */
 export { Pools, type PoolsOptions, type Started } from './pools.ts';
 export { Pool, type CreateVolumeOptions, type PoolInfo } from './pool.ts';
-export { Volume, type VolumeResize } from './volume.ts';
+export { Volume, type VolumeResize, type VolumeUpload } from './volume.ts';
 export type { BuildMode, Discovery } from './backend.ts';
 export { WIPE_ALGORITHMS, type TransferOptions } from './content.ts';
 export { poolHome, type PoolHome } from './home.ts';

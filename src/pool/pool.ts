@@ -64,11 +64,11 @@ export class Pool {
     return this.pools.activeOf(this.name);
   }
 
-  /** All that is known of it. @throws SpindleError POOL_GONE, TOOL_FAILED, TOOL_TIMEOUT for an active pool out of reach */
-  async info(): Promise<PoolInfo> {
+  /** All that is known of it; without `sizes` its usage is not asked for. @throws SpindleError POOL_GONE, TOOL_FAILED, TOOL_TIMEOUT for an active pool out of reach */
+  async info({ sizes = true }: { sizes?: boolean } = {}): Promise<PoolInfo> {
     const [active, usage] = await this.#shared(async () => {
       const now = this.active();
-      return [now, now === null ? null : await this.#backend().usage(this.#context(now.pool))];
+      return [now, now === null || !sizes ? null : await this.#backend().usage(this.#context(now.pool))];
     });
     return {
       name: this.name,
@@ -182,6 +182,7 @@ export class Pool {
   undefine(): Promise<void> {
     return this.#locked(async () => {
       this.#refuseActive('undefined');
+      this.#needDefinition();
       if (!(await removeDefinition(this.pools.config, this.name))) throw this.#notFound();
       await forgetSamples(this.pools.home, this.uuid);
     }, true);
@@ -190,7 +191,8 @@ export class Pool {
   /** Marks it to be started with the system, or takes the mark away. @throws SpindleError UNSUPPORTED for a transient pool */
   setAutostart(on: boolean): Promise<void> {
     return this.#locked(async () => {
-      if (this.definition() === null)
+      if (this.active()?.transient !== true) this.#needDefinition();
+      else
         throw new SpindleError('UNSUPPORTED', `pool '${this.name}' has no definition that could be started`);
       await setAutostart(this.pools.config, this.name, on);
     }, true);
@@ -418,14 +420,15 @@ export class Pool {
 
   #needDefinition(): PoolDefinition {
     const pool = this.definition();
-    if (pool === null) throw this.#notFound();
+    // Another one may have its name since: that is not what was asked for, nor perhaps of this kind.
+    if (pool?.uuid !== this.uuid) throw this.#notFound();
     return pool;
   }
 
   #needActive(what?: string): ActivePool {
     const active = this.active();
-    if (active !== null) return active;
-    if (this.definition() === null) throw this.#notFound();
+    if (active?.pool.uuid === this.uuid) return active;
+    this.#needDefinition();
     const why = what === undefined ? '' : `: start it to ${what} it`;
     throw new SpindleError('POOL_INACTIVE', `storage pool '${this.name}' is not active${why}`);
   }

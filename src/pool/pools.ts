@@ -2,7 +2,13 @@ import { isSpindleError, SpindleError } from '../core/errors.ts';
 import type { Gate } from '../format/gate.ts';
 import type { BuildMode, Discovery } from './backend.ts';
 import { BACKENDS, DISCOVERIES } from './backends.ts';
-import { checkDefinition, type PoolDefinition, type PoolSource, type PoolType } from './definition.ts';
+import {
+  checkDefinition,
+  writePool,
+  type PoolDefinition,
+  type PoolSource,
+  type PoolType,
+} from './definition.ts';
 import { libvirtHome, poolHome, type PoolHome } from './home.ts';
 import { withLock } from './lock.ts';
 import { poolLock, storeLock } from './locks.ts';
@@ -86,11 +92,24 @@ export class Pools {
 
   /**
    * Defines a pool, or defines it anew: one of the same name and UUID is replaced, which counts when it is started next.
-   * @throws SpindleError EXISTS (another pool stands against it), BAD_XML, BAD_NAME, UNSUPPORTED, PERMISSION
+   * With `instead`, only where that is still the definition.
+   * @throws SpindleError EXISTS (another pool stands against it), IN_USE (the definition is not `instead` any more),
+   * BAD_XML, BAD_NAME, UNSUPPORTED, PERMISSION
    */
-  define(definition: PoolDefinition): Promise<Pool> {
+  define(
+    definition: PoolDefinition,
+    { instead }: { instead?: PoolDefinition | undefined } = {},
+  ): Promise<Pool> {
     const pool = checkDefinition(definition);
     return this.#changing(pool.name, async () => {
+      if (instead !== undefined) {
+        const now = loadDefinition(this.config, pool.name);
+        if (now === null || writePool(now) !== writePool(instead))
+          throw new SpindleError(
+            'IN_USE',
+            `another command changed the definition of pool '${pool.name}' meanwhile; nothing was changed`,
+          );
+      }
       refuseConflict(pool, this.#others(pool));
       await saveDefinition(this.config, pool);
       return new Pool(this, pool);

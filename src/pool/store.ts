@@ -1,4 +1,4 @@
-import { lstatSync, readdirSync, readFileSync, readlinkSync, realpathSync } from 'node:fs';
+import { lstatSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';
 import { symlink, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SpindleError, isSpindleError } from '../core/errors.ts';
@@ -6,6 +6,7 @@ import { syncDirectory } from '../storage/descriptor.ts';
 import { errnoOf, hostError } from '../storage/errno.ts';
 import { ownDirectory, removeWhole, writeWhole } from './atomic.ts';
 import { parsePool, writePool, type PoolDefinition } from './definition.ts';
+import { readText } from './xml.ts';
 
 /*
  * Definitions, as libvirt keeps them: NAME.xml, and a symbolic link of that name in `autostart`. Changes are made under
@@ -67,13 +68,13 @@ export function loadAll(
   });
 }
 
-/** Text of a file; null where it is not there. @throws SpindleError PERMISSION, IO */
+/** Text of a description; null where it is not there. @throws SpindleError BAD_XML (too long), PERMISSION, IO */
 export function readIfThere(path: string): string | null {
   try {
-    return readFileSync(path, 'utf8');
+    return readText(path);
   } catch (error) {
     if (errnoOf(error) === 'ENOENT') return null;
-    throw hostError(error, path, 'read');
+    throw isSpindleError(error) ? error : hostError(error, path, 'read');
   }
 }
 

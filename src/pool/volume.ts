@@ -3,6 +3,7 @@ import { SpindleError } from '../core/errors.ts';
 import type { Working } from '../core/working.ts';
 import { allocate, type Allocated } from '../op/allocate.ts';
 import { downloadVolume, uploadVolume, wipeVolume, type TransferOptions } from './content.ts';
+import type { Backend, Context } from './backend.ts';
 import { refuseLink } from './backend/files.ts';
 import type { Pool } from './pool.ts';
 import { probeFile } from './probe.ts';
@@ -15,6 +16,14 @@ export interface VolumeResize {
   readonly shrink?: boolean | undefined;
   /** Reserve all of the new capacity (raw). */
   readonly allocate?: boolean | undefined;
+  /** Fail where the pool would promise more than so many times its capacity. */
+  readonly maxOvercommit?: number | undefined;
+  /** Told what there is to say about it. */
+  onWarning?(message: string): void;
+}
+
+/** How a file is written into a volume. */
+export interface VolumeUpload extends TransferOptions {
   /** Fail where the pool would promise more than so many times its capacity. */
   readonly maxOvercommit?: number | undefined;
   /** Told what there is to say about it. */
@@ -43,24 +52,24 @@ export class Volume {
     return writeVolume(this.facts, below ?? undefined);
   }
 
-  /** Removes it, and what it holds. @throws SpindleError UNSUPPORTED, PERMISSION, IO */
+  /** Removes it, and what it holds. @throws SpindleError VOLUME_NOT_FOUND, UNSUPPORTED, PERMISSION, IO */
   delete(): Promise<void> {
     return this.pool.changing('delete volumes of', async (context, backend) => {
       if (backend.deleteVolume === undefined) throw this.#cannot('delete');
-      await backend.deleteVolume(context, this.facts);
+      await backend.deleteVolume(context, await this.#now(context, backend));
     });
   }
 
   /**
    * Gives it another capacity; the new one in bytes.
    * @throws SpindleError BAD_OPTION (smaller without `shrink`, or than what is allocated), UNSUPPORTED, OVERCOMMIT,
-   * NO_SPACE, IN_USE
+   * NO_SPACE, IN_USE, VOLUME_NOT_FOUND
    */
   resize(capacity: number, options: VolumeResize = {}): Promise<number> {
     const { delta = false, shrink = false, allocate: whole = false } = options;
     return this.pool.changing('resize volumes of', async (context, backend) => {
       if (backend.resizeVolume === undefined) throw this.#cannot('resize');
-      const facts = (await backend.volume(context, this.name)) ?? this.facts;
+      const facts = await this.#now(context, backend);
       const wanted = delta ? facts.capacity + (shrink ? -capacity : capacity) : capacity;
       const bad = (why: string): SpindleError =>
         new SpindleError('BAD_OPTION', `volume '${this.name}': ${why}`);
@@ -69,7 +78,8 @@ export class Volume {
         throw bad(
           `its capacity is ${String(facts.capacity)}; to make it smaller, which loses what is cut off, use --shrink`,
         );
-      if (wanted < facts.allocation)
+      // Of an image more may be allocated than its disk has: tables, too.
+      if (wanted < facts.capacity && wanted < facts.allocation)
         throw bad(`${String(facts.allocation)} bytes of it are allocated; it cannot shrink below them`);
       if (wanted > facts.capacity && (!whole || options.maxOvercommit !== undefined))
         await this.pool.checkPromise(this.name, wanted - facts.capacity, options);
@@ -84,9 +94,20 @@ export class Volume {
     return this.pool.working('wipe volumes of', () => wipeVolume(this.facts, algorithm, working));
   }
 
-  /** Writes a local file into it; the bytes. @throws SpindleError as uploadVolume */
-  upload(path: string, options: TransferOptions = {}): Promise<number> {
-    return this.pool.working('write to volumes of', () => uploadVolume(this.facts, path, options));
+  /**
+   * Writes a local file into it; the bytes. What it then promises more is looked at as for {@link resize}.
+   * @throws SpindleError OVERCOMMIT, with nothing written; VOLUME_NOT_FOUND, and as uploadVolume
+   */
+  upload(path: string, options: VolumeUpload = {}): Promise<number> {
+    return this.pool.working('write to volumes of', () =>
+      uploadVolume(this.facts, path, options, (capacity, work) =>
+        this.pool.changing('write to volumes of', async (context, backend) => {
+          const more = capacity - (await this.#now(context, backend)).capacity;
+          if (more > 0) await this.pool.checkPromise(this.name, more, options);
+          await work();
+        }),
+      ),
+    );
   }
 
   /** Writes a part of it to a local file; the bytes. @throws SpindleError as downloadVolume */
@@ -102,6 +123,13 @@ export class Volume {
     return this.pool.working('change volumes of', () =>
       allocate(path, { ...working, policy, format, gate, noFollow: type === 'file' }),
     );
+  }
+
+  /** What is there now, under the lock of the pool. @throws SpindleError VOLUME_NOT_FOUND when another command removed it */
+  async #now(context: Context, backend: Backend): Promise<VolumeFacts> {
+    const facts = await backend.volume(context, this.name);
+    if (facts !== null) return facts;
+    throw new SpindleError('VOLUME_NOT_FOUND', `volume '${this.name}' is not there any more`);
   }
 
   #cannot(what: string): SpindleError {

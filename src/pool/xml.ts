@@ -1,3 +1,4 @@
+import { closeSync, constants, openSync, readSync } from 'node:fs';
 import { DOMImplementation, DOMParser, XMLSerializer, type Document, type Element } from '@xmldom/xmldom';
 import { SpindleError } from '../core/errors.ts';
 
@@ -14,6 +15,24 @@ export interface Xml {
 
 /** The most bytes, elements and depth of a description: hundreds of times what any real one has. */
 const LIMIT = { bytes: 256 * 1024, elements: 10_000, depth: 32 };
+
+/**
+ * The text of the file at `path`, of which no more is read than any description may have.
+ * @throws SpindleError BAD_XML (too long), and what the file system throws
+ */
+export function readText(path: string): string {
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NOCTTY);
+  try {
+    const bytes = Buffer.alloc(LIMIT.bytes + 1);
+    let length = 0;
+    for (let got = -1; got !== 0 && length < bytes.length; length += got)
+      got = readSync(fd, bytes, length, bytes.length - length, null);
+    if (length <= LIMIT.bytes) return bytes.toString('utf8', 0, length);
+    throw new SpindleError('BAD_XML', `${path}: longer than ${String(LIMIT.bytes)} bytes`);
+  } finally {
+    closeSync(fd);
+  }
+}
 
 /**
  * Parses a description. No document type is taken, and so no entity but the five of XML itself: nothing is fetched, and

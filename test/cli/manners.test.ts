@@ -1,6 +1,6 @@
 // How the command line behaves as a whole: options it takes, help, names, start-up, pipes and signals.
 import { spawn, spawnSync } from 'node:child_process';
-import { readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
@@ -192,6 +192,7 @@ describe('pipes and signals', () => {
 
   it('shows where an error comes from when asked', async () => {
     const { stderr } = await spindle(['info', 'absent'], { env: { SPINDLE_DEBUG: '1' } });
+    expect(stderr).toMatch(/^spindle: .*\n {4}code: NOT_FOUND\n/);
     expect(stderr).toMatch(/\n {4}at /);
   });
 });
@@ -268,6 +269,69 @@ describe('completion', () => {
     expect(complete('spindle bench allocation --drill-fs x')).toBe('xfs');
     expect(complete('spindle bench image --acc')).toBe('--access');
     expect(complete('spindle pool-start --b')).toBe('--build');
+  });
+});
+
+describe('completion of names', () => {
+  it('of pools and volumes, in bash', async () => {
+    const root = tempDir();
+    const env = { SPINDLE_POOLS: root };
+    const make = async (...args: string[]): Promise<void> => {
+      expect(await spindle(args, { env })).toMatchObject({ code: 0 });
+    };
+    for (const name of ['images', 'idle one'])
+      await make('pool-define-as', name, 'dir', '--target', join(root, name));
+    await make('pool-start', 'images', '--build');
+    for (const name of ['disk.img', 'disk two', "it's", 'other'])
+      await make('vol-create-as', 'images', name, '1M', '--allocation', '0');
+    const folder = join(root, 'bin');
+    mkdirSync(folder);
+    writeFileSync(join(folder, 'spindle'), `#!/bin/sh\nexec "${process.execPath}" "${MAIN}" "$@"\n`, {
+      mode: 0o755,
+    });
+    const { stdout } = await spindle(['completion', 'bash']);
+    const complete = (words: string, at = '${#COMP_WORDS[@]} - 1', more = {}): string => {
+      const script = `${stdout}\nCOMP_WORDS=(${words}); COMP_CWORD=$((${at})); _spindle; printf '%s\\n' "\${COMPREPLY[@]}"`;
+      const done = spawnSync('bash', ['-c', script], {
+        encoding: 'utf8',
+        cwd,
+        env: { ...process.env, PATH: `${folder}:${process.env['PATH'] ?? ''}`, ...env, ...more },
+      });
+      expect({ words, stderr: done.stderr }).toEqual({ words, stderr: '' });
+      return done.stdout.trim();
+    };
+    const all = 'idle\\ one\nimages';
+    for (const words of [
+      'pool-info',
+      'pool info',
+      'pool-start --build',
+      'pool-info --pool',
+      'vol-list',
+      'vol list',
+    ])
+      expect(complete(`spindle ${words} ""`), words).toBe(all);
+    expect(complete('spindle pool-info im')).toBe('images');
+    expect(complete('spindle vol-info disk.img --pool im')).toBe('images');
+    expect(complete('spindle vol-create-from images v.xml other --inputpool i')).toBe(all);
+    // Volumes, where it is said in which pool: before, or behind.
+    expect(complete('spindle vol-info --pool images disk')).toBe('disk\\ two\ndisk.img');
+    expect(complete('spindle vol-info --pool=images ""')).toBe("disk\\ two\ndisk.img\nit\\'s\nother");
+    expect(complete('spindle vol delete o --pool images', '3')).toBe('other');
+    expect(complete(String.raw`spindle vol-info --pool images 'disk\ t'`)).toBe('disk\\ two');
+    expect(complete('spindle vol-create-from images v.xml o')).toBe('other');
+    expect(complete('spindle vol-create-as images new 1M --backing-vol o')).toBe('other');
+    // Files and options, where those are.
+    expect(complete('spindle vol-upload --pool images disk.img x')).toBe('x');
+    expect(complete('spindle vol-info x')).toBe('x');
+    expect(complete('spindle pool-define x')).toBe('x');
+    expect(complete('spindle pool-info --q')).toBe('--quiet');
+    expect(complete('spindle pool st')).toBe('start');
+    // Whatever is wrong: nothing is offered, and nothing is said.
+    expect(complete('spindle vol-info --pool nowhere ""')).toBe('');
+    expect(complete('spindle vol-info --pool "idle one" ""')).toBe('');
+    expect(complete('spindle pool-info ""', undefined, { SPINDLE_POOLS: '/dev/null' })).toBe('');
+    writeFileSync(join(root, 'config', 'broken.xml'), '<pool');
+    expect(complete('spindle pool-info i')).toBe(all);
   });
 });
 

@@ -57,6 +57,7 @@ modprobe -a virtio_pci virtio_blk virtio_scsi sd_mod loop dm_mod
 /lib/systemd/systemd-udevd --daemon 2>/dev/null
 udevadm trigger --action=add --subsystem-match=block --subsystem-match=misc --subsystem-match=mem; udevadm settle
 mkdir -p /run/job/out; tar -C /run/job -xf /dev/disk/by-id/virtio-job; cd /run/job
+echo 'lab: the job begins'
 bash ./run.sh 2>out/errors </dev/null | tee out/log; rc=${PIPESTATUS[0]}
 echo $rc > out/rc; dmesg > out/dmesg; sync
 tar -C /run/job -cf /dev/disk/by-id/virtio-result out; sync
@@ -104,7 +105,7 @@ build() {
 }
 
 boot() { # processors, directory of this run
-  timeout "${LAB_TIME:-400}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
+  timeout --foreground "${LAB_TIME:-600}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
     -nodefaults -nic none -display none -no-reboot -serial file:"$2/console" -kernel "$lab/vmlinuz" \
     -append "console=ttyS0 quiet root=/dev/nvme0n1 rw init=/lab/init panic=-1 mitigations=off" \
     -drive if=none,id=root,file="$lab/root.qcow2",format=qcow2,snapshot=on,cache=unsafe -device nvme,drive=root,serial=root \
@@ -134,7 +135,8 @@ job() {
     tar -C "$work/job" -cf "$work/job.tar" .
     truncate -s %1M "$work/job.tar"
     rc=125
-    # Rarely QEMU without KVM loses its way with two processors: once more with one.
+    # Rarely QEMU without KVM loses its way with two processors while it boots: once more with one. A job that began is
+    # never begun again.
     for cpus in 2 1; do
       rm -f "$work/result"
       truncate -s 64M "$work/result"
@@ -145,9 +147,14 @@ job() {
         rc=$(cat "$out/boot-$boots/rc")
         break
       fi
-      echo "# no result of job $name; once more with one processor" >&2
+      if grep -q 'lab: the job begins' "$out/console-$boots"; then break; fi
+      echo "# job $name did not begin with $cpus processors" >&2
     done
-    cat "$out/boot-$boots/log" 2>/dev/null || tail -n 20 "$out/console-$boots" >&2
+    cat "$out/boot-$boots/log" 2>/dev/null || echo "not ok - job $name left no result of boot $boots"
+    if [ "$rc" != 0 ]; then
+      echo "# the end of the console:"
+      tail -n 40 "$out/console-$boots" | tr -d '\r' | sed 's/^/#   /'
+    fi
     # What the first boot leaves in `keep` is there in the second: as files of a disk would be.
     if [ "$rc" = 0 ] && [ -d "$out/boot-$boots/keep" ]; then cp -r "$out/boot-$boots/keep" "$work/job/keep"; fi
     [ "$rc" = 0 ] || break

@@ -1,7 +1,7 @@
 // Pools of other kinds. A file system on a loop device is real. LVM, NFS and iSCSI need a kernel that this machine may not
 // have: here their tools are stand-ins that record how they are called and answer as the real ones were seen to; the
 // guest lab (npm run test:lab) runs the real ones.
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import {
   chmodSync,
   closeSync,
@@ -9,10 +9,13 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  rmdirSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { iscsiBackendAt, parseSessions } from '../../src/pool/backend/iscsi.ts';
 import { volumesOf } from '../../src/pool/backend/logical.ts';
@@ -22,6 +25,7 @@ import { parseExports } from '../../src/pool/backend/netfs.ts';
 import { parsePool, type PoolDefinition } from '../../src/pool/definition.ts';
 import { forecast, type Sample } from '../../src/pool/samples.ts';
 import { runTool } from '../../src/storage/tool.ts';
+import { builtCli } from '../tool/cli.ts';
 import { attachLoop, noLoop } from '../tool/loop.ts';
 import { describeUnlessMissing } from '../tool/qemu.ts';
 import { newBench, outcomes, type Bench } from './help.ts';
@@ -61,6 +65,48 @@ describe('a tool', () => {
     );
     await expect(runTool('hangs', [], { timeout: 200 })).rejects.toMatchObject({ code: 'TOOL_TIMEOUT' });
     await expect(runTool('vgs-not', [])).rejects.toThrow(/install the package vgs-not/);
+  });
+
+  it.each(['is given up', 'is ended with spindle'])('that %s is killed with what it started', async (how) => {
+    const bench = newBench();
+    const note = join(bench.root, 'sleeper');
+    standIns(bench, { starts: `sleep 600 & echo $! > '${note}.new'; mv '${note}.new' '${note}'; wait` });
+    const sleeper = async (): Promise<number> => {
+      while (!existsSync(note)) await sleep(20);
+      return Number(readFileSync(note, 'utf8'));
+    };
+    // A dead one may be waited for by nobody.
+    const runs = (pid: number): boolean => {
+      try {
+        return !/^State:\s+Z/m.test(readFileSync(`/proc/${String(pid)}/status`, 'utf8'));
+      } catch {
+        return false;
+      }
+    };
+    let pid: number;
+    if (how === 'is given up') {
+      const ended = runTool('starts', [], { timeout: 2000 }).catch((error: unknown) => error);
+      pid = await sleeper();
+      expect(runs(pid)).toBe(true);
+      expect(await ended).toMatchObject({ code: 'TOOL_TIMEOUT' });
+    } else {
+      const tool = join(process.cwd(), 'src', 'storage', 'tool.ts');
+      // Beside another one.
+      const script = `import { runTool } from '${tool}'; await Promise.all([runTool('starts', []), runTool('sleep', ['600'])]);`;
+      const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', script]);
+      pid = await sleeper();
+      expect(runs(pid)).toBe(true);
+      const ended = new Promise((resolve) =>
+        child.on('close', (_, signal) => {
+          resolve(signal);
+        }),
+      );
+      child.kill('SIGTERM');
+      expect(await ended).toBe('SIGTERM');
+    }
+    // The kernel takes its time.
+    for (let wait = 0; wait < 500 && runs(pid); wait++) await sleep(20);
+    expect(runs(pid)).toBe(false);
   });
 
   it('gets its arguments as they are, past any shell', async () => {
@@ -251,7 +297,7 @@ describe('logical', () => {
     it('to start, make, resize, delete and stop', async () => {
       const pool = await bench.pools.define(parsePool(definition));
       await pool.start();
-      expect(lvmCalls()).toEqual(['vgchange --activate ay vg0']);
+      expect(lvmCalls()).toEqual(['vgchange --activate ay -- vg0']);
       expect((await pool.info()).usage).toEqual({ capacity: 1000, allocation: 600, available: 400 });
       // The stand-in does not list what was made, so that looking at it afterwards fails.
       for (const [volume, policy] of [
@@ -275,24 +321,61 @@ describe('logical', () => {
       await pool.setGuard(8192);
       await pool.destroy();
       expect(lvmCalls().slice(1)).toEqual([
-        'lvcreate --yes --wipesignatures y --name a --size 4096b vg0',
-        'lvcreate --yes --name b --virtualsize 4096b --thinpool tp vg0',
-        'lvcreate --yes --name c --virtualsize 4096b --thinpool tp vg0',
-        'lvcreate --yes --name d --snapshot --size 4096b vg0/lin',
-        'lvcreate --yes --name e --snapshot --setactivationskip n vg0/thin',
-        'lvextend --size 134217728b vg0/lin',
-        'lvremove --force vg0/thin',
-        'lvcreate --yes --activate n --zero n --name spindle_guard --size 8192b vg0',
-        'vgchange --activate n vg0',
+        'lvcreate --yes --wipesignatures y --name a --size 4096b -- vg0',
+        'lvcreate --yes --name b --virtualsize 4096b --thinpool tp -- vg0',
+        'lvcreate --yes --name c --virtualsize 4096b --thinpool tp -- vg0',
+        'lvcreate --yes --name d --snapshot --size 4096b -- vg0/lin',
+        'lvcreate --yes --name e --snapshot --setactivationskip n -- vg0/thin',
+        'lvextend --size 134217728b -- vg0/lin',
+        'lvremove --force -- vg0/thin',
+        'lvcreate --yes --activate n --zero n --name spindle_guard --size 8192b -- vg0',
+        'vgchange --activate n -- vg0',
       ]);
+    });
+
+    it('to undo what failed, and to lose no volume for another', async () => {
+      const pool = await bench.pools.define(parsePool(definition));
+      await pool.start();
+      // Nothing thin is there yet: the pool for it goes again when its first volume cannot be made.
+      standIns(bench, {
+        lvs: `echo '{"report":[{"lv":[]}]}'`,
+        lvcreate:
+          'case "$*" in *thinpool*) echo "  Insufficient free space: 9 extents needed, but only 3 available" >&2; exit 5;; esac',
+        lvremove: '',
+      });
+      await expect(pool.createVolume({ name: 'b', capacity: 4096, allocation: 0 })).rejects.toMatchObject({
+        code: 'NO_SPACE',
+      });
+      expect(lvmCalls()).toEqual([
+        'lvcreate --yes --type thin-pool --extents 50%FREE --name spindle_thin -- vg0',
+        'lvcreate --yes --name b --virtualsize 4096b --thinpool spindle_thin -- vg0',
+        'lvremove --force -- vg0/spindle_thin',
+      ]);
+      standIns(bench, {
+        lvs: `cat <<'E'\n${LVS}\nE`,
+        // One of its volumes is open.
+        vgchange:
+          'case "$*" in *"--activate n "*) echo "  Logical volume vg0/lin in use." >&2; exit 5;; esac',
+      });
+      expect(
+        await outcomes([
+          pool.volume('lin').then((volume) => volume.delete()),
+          pool.volume('snap').then((volume) => volume.resize(134217728)),
+          pool.volume('lin').then((volume) => volume.resize(67108864)),
+        ]),
+      ).toEqual(['IN_USE', 'UNSUPPORTED', 'ok']);
+      expect(lvmCalls()).toEqual([]);
+      expect(await outcomes([pool.destroy()])).toEqual(['TOOL_FAILED']);
+      expect(lvmCalls()).toEqual(['vgchange --activate n -- vg0', 'vgchange --activate ay -- vg0']);
+      expect(pool.active()).not.toBe(null);
     });
 
     it('to build, giving back what was begun when it fails', async () => {
       const pool = await bench.pools.define(parsePool(definition));
       await expect(pool.build()).rejects.toThrow(/A volume group called vg0 already exists/);
       expect(lvmCalls()).toEqual([
-        ...['pvcreate --yes /dev/vdx', 'pvcreate --yes /dev/vdy', 'vgcreate vg0 /dev/vdx /dev/vdy'],
-        ...['pvremove --yes /dev/vdx', 'pvremove --yes /dev/vdy'],
+        ...['pvcreate --yes -- /dev/vdx', 'pvcreate --yes -- /dev/vdy', 'vgcreate -- vg0 /dev/vdx /dev/vdy'],
+        ...['pvremove --yes -- /dev/vdx', 'pvremove --yes -- /dev/vdy'],
       ]);
     });
 
@@ -307,10 +390,97 @@ describe('logical', () => {
   });
 });
 
+describe('a file system that is built', () => {
+  it('from the command line, as said there', async () => {
+    await builtCli();
+    const bench = newBench();
+    const calls = standIns(bench, { 'mkfs.ext4': 'exit 0', blkid: 'exit 2' });
+    await bench.ok(
+      ...['pool-define-as', 'f', 'fs', '--source-dev', '/dev/of-nobody', '--source-format', 'ext4'],
+      ...['--target', bench.at('f')],
+    );
+    await bench.ok('pool-build', 'f');
+    expect(calls()).toEqual([]);
+    const both = await bench.cli('pool-build', 'f', '--overwrite', '--no-overwrite');
+    expect(both.code).toBe(1);
+    expect(both.stderr).toMatch(/exclude each other/);
+    await bench.ok('pool-build', 'f', '--no-overwrite');
+    expect(calls().map((call) => call.split(' ')[0])).toEqual(['blkid', 'mkfs.ext4']);
+    await bench.ok('pool-build', 'f', '--overwrite');
+    expect(calls().map((call) => call.split(' ')[0])).toEqual(['blkid', 'mkfs.ext4', 'mkfs.ext4']);
+  });
+
+  it.each([
+    ['ext4', 'mkfs.ext4 -F -- /dev/of-nobody'],
+    ['xfs', 'mkfs.xfs -f -- /dev/of-nobody'],
+    ['vfat', 'mkfs.vfat -I -- /dev/of-nobody'],
+  ])('of format %s has its device behind all options', async (format, call) => {
+    const bench = newBench();
+    const calls = standIns(bench, { [`mkfs.${format}`]: 'exit 0', blkid: 'exit 2' });
+    const xml = `<pool type='fs'><name>f</name><source><device path='/dev/of-nobody'/><format type='${format}'/></source><target><path>${bench.at('f')}</path></target></pool>`;
+    await (await bench.pools.define(parsePool(xml))).build('no-overwrite');
+    expect(calls().at(-1)).toBe(call);
+    for (const device of ['-F', '--help', 'sda', '../dev/sda'])
+      expect(() => parsePool(xml.replace('/dev/of-nobody', device))).toThrow(/must be absolute/);
+  });
+});
+
+describeUnlessMissing('a volume group that is built over a device in use', noLoop(), () => {
+  it('is refused before anything is written', async () => {
+    const bench = newBench();
+    const calls = standIns(bench, { pvcreate: '', vgcreate: '', pvremove: '' });
+    const [free, used] = [64, 65].map((byte) => attachLoop(new Uint8Array(16 * 1024 ** 2).fill(byte)));
+    try {
+      execFileSync('mkfs.ext4', ['-q', '-F', used?.path ?? '']);
+      const target = join(bench.root, 'mounted');
+      mkdirSync(target);
+      execFileSync('mount', [used?.path ?? '', target]);
+      try {
+        const devices = [free, used].map((loop) => `<device path='${loop?.path ?? ''}'/>`).join('');
+        const pool = await bench.pools.define(
+          parsePool(`<pool type='logical'><name>vg</name><source>${devices}</source></pool>`),
+        );
+        expect(await outcomes([pool.build('overwrite')])).toEqual(['IN_USE']);
+      } finally {
+        execFileSync('umount', [target]);
+      }
+      expect(calls()).toEqual([]);
+      expect(execFileSync('head', ['-c', '4', free?.path ?? '']).toString()).toBe('@@@@');
+      execFileSync('e2fsck', ['-fn', used?.path ?? ''], { stdio: 'ignore' });
+    } finally {
+      free?.detach();
+      used?.detach();
+    }
+  });
+});
+
 describe('iscsi', () => {
   const xml = (more = ''): string =>
     `<pool type='iscsi'><name>i</name><source><host name='san'/><device path='iqn.2024-01.lab:t1'/>${more}</source><target><path>/dev/disk/by-path</path></target></pool>`;
   const SESSION = 'tcp: [3] 10.0.0.1:3260,1 iqn.2024-01.lab:t1 (non-flash)';
+
+  it('takes a secret from a file that is one, and private', async () => {
+    const bench = newBench();
+    const calls = standIns(bench, { iscsiadm: 'exit 21', udevadm: 'exit 0' });
+    const auth = "<auth type='chap' username='joe'><secret usage='lab'/></auth>";
+    const held = await bench.pools.define(parsePool(xml(auth)));
+    mkdirSync(bench.home.secrets);
+    const path = join(bench.home.secrets, 'lab');
+    const started = (): Promise<string[]> => outcomes([held.start()]);
+    // Nobody writes to this one: who waits for it waits for ever.
+    execFileSync('mkfifo', ['-m', '600', path]);
+    expect(await started()).toEqual(['BAD_SECRET']);
+    rmSync(path);
+    mkdirSync(path, { mode: 0o700 });
+    expect(await started()).toEqual(['BAD_SECRET']);
+    rmdirSync(path);
+    writeFileSync(path, 'x'.repeat(5000), { mode: 0o600 });
+    expect(await started()).toEqual(['BAD_SECRET']);
+    rmSync(path);
+    writeFileSync(path, 'secretsecret12', { mode: 0o640 });
+    expect(await started()).toEqual(['PERMISSION']);
+    expect(calls().filter((call) => !call.includes('--mode session'))).toEqual([]);
+  });
 
   it('logs in with the secret of its definition, which is never shown', async () => {
     const bench = newBench();
@@ -395,6 +565,9 @@ describe('iscsi', () => {
     expect(calls()).toEqual([
       'iscsiadm --mode discovery --type sendtargets --portal san:3260 --op nonpersistent',
     ]);
+    for (const port of [NaN, 0, 1.5, 65536])
+      expect(await outcomes([bench.pools.sources('iscsi', { host: 'san', port })])).toEqual(['BAD_OPTION']);
+    expect(calls()).toHaveLength(1);
   });
 });
 

@@ -7,6 +7,7 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
@@ -67,6 +68,36 @@ describe('descriptions', () => {
   it.each(Object.entries(bombs))('with %s are refused', (_, text) => {
     // What explodes takes minutes, or all memory: the test would not end.
     expect(codeOf(() => parsePool(text))).toBe('BAD_XML');
+  });
+
+  it('that are too long are not read to their end', async () => {
+    const bench = newBench();
+    await bench.ok('pool-create-as', 'p', 'dir', '--target', bench.at('p'), '--build');
+    // Far more than there is memory for.
+    const large = join(bench.root, 'large.xml');
+    writeFileSync(large, '<pool>');
+    truncateSync(large, 1024 ** 4);
+    const long = /large\.xml: longer than 262144 bytes/;
+    for (const args of [
+      ['pool-define', large],
+      ['pool-create', large],
+      ['vol-create', 'p', large],
+      ['vol-create-from', 'p', large, 'x'],
+    ]) {
+      const { code, stderr } = await bench.cli(...args);
+      expect({ args, code }).toEqual({ args, code: 1 });
+      expect(stderr).toMatch(long);
+    }
+    // Also those that lie among the definitions, and are passed over.
+    mkdirSync(bench.home.config, { recursive: true });
+    writeFileSync(join(bench.home.config, 'large.xml'), '');
+    truncateSync(join(bench.home.config, 'large.xml'), 1024 ** 4);
+    const list = await bench.cli('pool-list', '--all', '--name');
+    expect({ code: list.code, names: list.stdout }).toEqual({ code: 0, names: 'p\n\n' });
+    expect(list.stderr).toMatch(long);
+    expect((await bench.cli('pool-start', 'large')).stderr).toMatch(long);
+    // What has no end is read no further either.
+    expect((await bench.cli('pool-define', '/dev/zero')).stderr).toMatch(/longer than 262144 bytes/);
   });
 
   it('of random bytes and broken pieces never do more than be refused', () => {

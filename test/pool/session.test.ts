@@ -1,10 +1,20 @@
 // The session that spindle comes from, word by word, and each verb's answers: facts, labels, columns, exit codes.
-import { existsSync, linkSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { POOL_VERBS } from '../../src/cli/pool/pool-verbs.ts';
 import { VOL_VERBS } from '../../src/cli/pool/vol-verbs.ts';
-import { builtCli, spindle } from '../tool/cli.ts';
+import { create } from '../../src/op/create.ts';
+import { builtCli, MAIN, spindle } from '../tool/cli.ts';
 import { activePool, newBench, outcomes, type Bench } from './help.ts';
 
 beforeAll(builtCli);
@@ -401,6 +411,11 @@ describe('a pool', () => {
       xml,
       '<volume><name>x</name><capacity>1048576</capacity><target><format type="qcow2"/></target></volume>',
     );
+    const image = join(bench.root, 'image');
+    await bench.ok('create', '-q', '-f', 'qcow2', image, '1G');
+    const larger = join(bench.root, 'larger');
+    writeFileSync(larger, Buffer.alloc(2 * 1024 ** 2));
+    await bench.ok('vol-create-as', 'p', 'raw', '1M', '--allocation', '0');
     const raising: string[][] = [
       ['vol-create', 'p', xml],
       ['vol-create-as', 'p', 'x', '1M', '--format', 'qcow2'],
@@ -409,6 +424,10 @@ describe('a pool', () => {
       ['vol-clone', 'base', 'x', '--pool', 'p'],
       ['vol-resize', 'base', '2M', '--pool', 'p'],
       ['vol-resize', 'base', '1M', '--delta', '--pool', 'p'],
+      ['vol-upload', 'base', image, '--pool', 'p'],
+      ['vol-upload', 'raw', image, '--pool', 'p'],
+      ['vol-upload', 'raw', larger, '--pool', 'p'],
+      ['vol-upload', 'raw', larger, '--pool', 'p', '--offset', '512'],
     ];
     for (const args of raising) {
       const { code, stderr } = await bench.cli(...args, '--max-overcommit', '0.0000000001');
@@ -419,8 +438,14 @@ describe('a pool', () => {
       name: string;
       capacity: number;
     }[];
-    expect(volumes.map(({ name, capacity }) => [name, capacity])).toEqual([['base', 1024 ** 2]]);
+    expect(volumes.map(({ name, capacity }) => [name, capacity])).toEqual([
+      ['base', 1024 ** 2],
+      ['raw', 1024 ** 2],
+    ]);
     // What asks for no more is never refused; what asks for more is told, and done.
+    const half = ['vol-upload', 'raw', larger, '--pool', 'p', '--length', '0', '--offset', '0'];
+    truncateSync(larger, 512 * 1024);
+    await bench.ok(...half, '--max-overcommit', '0.0000000001');
     await bench.ok('vol-resize', 'base', '1M', '--pool', 'p', '--max-overcommit', '0.0000000001');
     const grown = await bench.cli('vol-resize', 'base', '1P', '--pool', 'p');
     expect(grown.stderr).toMatch(/warning: .*promises/);
@@ -442,6 +467,77 @@ describe('a pool', () => {
     expect((await pool.volumes()).length).toBe(2);
   });
 
+  it('keeps within the limit when several are filled with images of large disks at once', async () => {
+    const bench = newBench();
+    const pool = await activePool(bench);
+    const { usage } = await pool.info();
+    const image = join(bench.root, 'image');
+    const size = Math.floor((usage?.capacity ?? 0) / 512 / 2) * 512 - 1024 ** 2;
+    await create({ path: image, format: 'qcow2', size });
+    const names = ['a', 'b', 'c', 'd'];
+    for (const name of names) await pool.createVolume({ name, capacity: 65536, allocation: 0 });
+    const volumes = await Promise.all(names.map((name) => pool.volume(name)));
+    const codes = await outcomes(volumes.map((volume) => volume.upload(image, { maxOvercommit: 1 })));
+    expect(codes.sort()).toEqual(['OVERCOMMIT', 'OVERCOMMIT', 'ok', 'ok']);
+    expect((await pool.volumes()).map(({ capacity }) => capacity).sort((a, b) => a - b)).toEqual([
+      ...[65536, 65536, size, size],
+    ]);
+  });
+
+  it('grows a volume of which more is allocated than its disk has', async () => {
+    const bench = newBench();
+    const pool = await activePool(bench);
+    const made = await pool.createVolume({ name: 'v', capacity: 65536, format: 'qcow2' });
+    await made.allocate('thick-lazy');
+    const { allocation } = (await pool.volume('v')).facts;
+    expect(allocation).toBeGreaterThan(131072);
+    expect(await made.resize(131072)).toBe(131072);
+    expect(await outcomes([made.resize(65536, { shrink: true }), made.resize(65536)])).toEqual([
+      ...['BAD_OPTION', 'BAD_OPTION'],
+    ]);
+  });
+
+  it('does not take an edited definition in place of one that changed meanwhile', async () => {
+    const bench = newBench();
+    await bench.ok('pool-define-as', 'p', 'dir', '--target', bench.at('p'));
+    const editor = join(bench.root, 'editor');
+    const other = join(bench.root, 'other.xml');
+    writeFileSync(other, (await bench.ok('pool-dumpxml', 'p')).replace(bench.at('p'), bench.at('other')));
+    // While the editor is open, another command defines the pool anew.
+    writeFileSync(
+      editor,
+      `#!/bin/sh
+sed -i 's,</path>,-edited</path>,' "$1"
+"${process.execPath}" "${MAIN}" pool-define "${other}"
+`,
+      { mode: 0o755 },
+    );
+    const { code, stderr } = await spindle(['pool-edit', 'p'], {
+      env: { SPINDLE_POOLS: bench.root, VISUAL: editor },
+    });
+    expect({ code, stderr }).toEqual({
+      code: 1,
+      stderr: "spindle: another command changed the definition of pool 'p' meanwhile; nothing was changed\n",
+    });
+    expect(bench.pools.find('p').definition()?.target.path).toBe(bench.at('other'));
+  });
+
+  it('that took the name of another meanwhile is not what a command was about', async () => {
+    const bench = newBench();
+    const first = await activePool(bench);
+    await first.destroy();
+    await first.undefine();
+    const second = await activePool(bench);
+    expect(await outcomes([first.destroy(), first.refresh(), first.volumes(), first.start()])).toEqual([
+      ...['POOL_NOT_FOUND', 'POOL_NOT_FOUND', 'POOL_NOT_FOUND', 'POOL_ACTIVE'],
+    ]);
+    await second.destroy();
+    expect(await outcomes([first.delete(), first.build(), first.undefine()])).toEqual([
+      ...['POOL_NOT_FOUND', 'POOL_NOT_FOUND', 'POOL_NOT_FOUND'],
+    ]);
+    expect(existsSync(bench.at('p'))).toBe(true);
+  });
+
   it('keeps a reserve that is no volume, and gives it back', async () => {
     const bench = newBench();
     await bench.ok('pool-create-as', 'p', 'dir', '--target', bench.at('p'), '--build');
@@ -452,6 +548,25 @@ describe('a pool', () => {
     expect(await bench.ok('pool-guard', 'p')).toMatch(/^0 bytes/);
     expect((await bench.cli('pool-guard', 'p', '1P')).code).toBe(1);
     expect(await bench.ok('pool-guard', 'p')).toMatch(/^0 bytes/);
+  });
+
+  it('is listed as what it is when it is out of reach', async () => {
+    const bench = newBench();
+    await bench.ok('pool-create-as', 'gone', 'dir', '--target', bench.at('gone'), '--build');
+    await bench.ok('pool-define-as', 'marked', 'dir', '--target', bench.at('marked'));
+    await bench.ok('pool-start', 'marked', '--build');
+    await bench.ok('pool-autostart', 'marked');
+    for (const name of ['gone', 'marked']) rmSync(bench.at(name), { recursive: true });
+    for (const [flag, names] of [
+      ['--transient', 'gone\n\n'],
+      ['--persistent', 'marked\n\n'],
+      ['--autostart', 'marked\n\n'],
+      ['--no-autostart', 'gone\n\n'],
+    ] as const) {
+      const { code, stdout, stderr } = await bench.cli('pool-list', '--name', flag);
+      expect({ flag, code, stdout }).toEqual({ flag, code: 0, stdout: names });
+      expect(stderr).toMatch(/warning: /);
+    }
   });
 
   it('is told when it was removed while active', async () => {

@@ -35,6 +35,7 @@ export function bashScript(program: string, verbs: readonly CompletedVerb[]): st
         `    ${verb}) if ((COMP_CWORD == 2)); then mapfile -t COMPREPLY < <(compgen -W '${below.join(' ')}' -- "$word"; compgen -f -- "$word"); compopt -o filenames 2>/dev/null; return; fi ;;`,
     );
   const tops = topmost(verbs).map((verb) => verb.name);
+  const named = verbs.flatMap((verb) => (verb.named ? [`'${verb.name}'`] : [])).join('|');
   const two = lower(verbs).map((verb) => `'${verb.name}'`);
   const deeper =
     two.length === 0
@@ -51,6 +52,17 @@ ${name}() {
     mapfile -t COMPREPLY < <(compgen -W '${[...tops, 'help', '--help', '--version'].join(' ')}' -- "$word")
     return
   fi
+  # Names of pools and volumes. What they are is not known: nothing is said, and files are offered.
+  case "$verb" in
+    ${named})
+      local names
+      if [[ $word != -* ]] && names=$("\${COMP_WORDS[0]}" pool--names "$((COMP_CWORD - 1))" "\${COMP_WORDS[@]:1}" 2>/dev/null); then
+        while IFS= read -r names; do
+          [[ -z $names ]] || COMPREPLY+=("$(printf %q "$names")")
+        done <<<"$names"
+        return
+      fi ;;
+  esac
 ${deeper}  case "$verb:$before" in
 ${cases.join('\n')}
   esac

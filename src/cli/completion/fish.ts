@@ -2,10 +2,16 @@ import { topmost, type CompletedOption, type CompletedVerb } from './model.ts';
 
 /** The completion script of fish, for a program named `program`. */
 export function fishScript(program: string, verbs: readonly CompletedVerb[]): string {
-  const names = [...topmost(verbs).map((verb) => verb.name), 'help'].join(' ');
-  const first = `complete -c ${program} -n 'not __fish_seen_subcommand_from ${names}' -f`;
+  const names = `__${program.replaceAll('-', '_')}_names`;
+  const tops = [...topmost(verbs).map((verb) => verb.name), 'help'].join(' ');
+  const first = `complete -c ${program} -n 'not __fish_seen_subcommand_from ${tops}' -f`;
   const lines = [
     `# fish completion of ${program}`,
+    // Names of pools and volumes: nothing where something else is looked for.
+    `function ${names}`,
+    '  set -l words (commandline -opc) (commandline -ct)',
+    `  ${program} pool--names (math (count $words) - 2) $words[2..-1] 2>/dev/null`,
+    'end',
     ...topmost(verbs).map((verb) => `${first} -a ${verb.name} -d ${quoted(verb.description)}`),
     `${first} -a help -d 'tell how a command is used'`,
   ];
@@ -16,7 +22,10 @@ export function fishScript(program: string, verbs: readonly CompletedVerb[]): st
     const here = `complete -c ${program} -n '${seen.join('; and ')}'`;
     if (verb.below.length > 0) lines.push(`${here} -a '${verb.below.join(' ')}'`);
     for (const option of verb.options)
-      lines.push(`${here}${flagsOf(option)}${valueOf(option)} -d ${quoted(option.description)}`);
+      lines.push(
+        `${here}${flagsOf(option)}${option.named ? ` -x -a '(${names})'` : valueOf(option)} -d ${quoted(option.description)}`,
+      );
+    if (verb.named) lines.push(`${here} -a '(${names})'`);
     const words = verb.words.join(' ');
     const first = `complete -c ${program} -n '__fish_seen_subcommand_from ${verb.name}; and not __fish_seen_subcommand_from ${words}'`;
     if (words !== '') lines.push(`${verb.files ? first : here} -f -a '${words}'`);

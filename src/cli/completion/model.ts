@@ -10,6 +10,8 @@ export interface CompletedOption {
   readonly values: readonly string[] | undefined;
   /** The value is a file. */
   readonly file: boolean;
+  /** The value is the name of a pool or volume, which `pool--names` tells. */
+  readonly named: boolean;
 }
 
 /** A verb as completion needs it. */
@@ -21,6 +23,8 @@ export interface CompletedVerb {
   readonly words: readonly string[];
   /** Files follow the word. */
   readonly files: boolean;
+  /** Names of pools and volumes stand among its arguments, which `pool--names` tells. */
+  readonly named: boolean;
   /** Verbs below it: the second words of those whose names are this name and another word. Files may stand there as well. */
   readonly below: readonly string[];
 }
@@ -45,6 +49,7 @@ export function completedVerbs(commands: Readonly<Record<string, Command>>): Com
     options: [...command.options.filter((option) => !option.hidden).map(completedOption), HELP],
     words: command.registeredArguments[0]?.argChoices ?? [],
     files: command.registeredArguments.length > 1,
+    named: /^(pool|vol)(-|$)/.test(name),
   }));
 }
 
@@ -53,6 +58,7 @@ const HELP: CompletedOption = {
   description: 'print this help',
   values: undefined,
   file: false,
+  named: false,
 };
 
 function completedOption(option: Option): CompletedOption {
@@ -61,5 +67,6 @@ function completedOption(option: Option): CompletedOption {
     description: option.description,
     values: option.required ? (option.argChoices ?? []) : undefined,
     file: /<FILE>/.test(option.flags),
+    named: /^--(pool|inputpool|backing-vol) /.test(option.flags),
   };
 }

@@ -5,8 +5,8 @@ export function zshScript(program: string, verbs: readonly CompletedVerb[]): str
   const name = `_${program.replaceAll('-', '_')}`;
   const commands = topmost(verbs).map((verb) => `    ${quoted(`${verb.name}:${verb.description}`)}`);
   const cases = verbs.map((verb) => {
-    const options = verb.options.map((option) => `        ${specOf(option)} \\`);
-    const files = `'*:file:_files'`;
+    const options = verb.options.map((option) => `        ${specOf(option, name)} \\`);
+    const files = verb.named ? `'*:name:${name}_names'` : `'*:file:_files'`;
     const words = `:word:(${verb.words.join(' ')})'`;
     const below = `'1:word:{_alternative "words:word:(${verb.below.join(' ')})" "files:file:_files"}' ${files}`;
     const rest =
@@ -28,6 +28,15 @@ export function zshScript(program: string, verbs: readonly CompletedVerb[]): str
   esac
 `;
   return `#compdef ${program}
+# Names of pools and volumes; files where something else is looked for.
+${name}_names() {
+  local names
+  if names=$(${program} pool--names "$((CURRENT - 1))" "\${(@Q)words}" 2>/dev/null); then
+    [[ -z $names ]] || compadd -- "\${(@f)names}"
+  else
+    _files
+  fi
+}
 ${name}() {
   local -a commands
   commands=(
@@ -51,11 +60,12 @@ if [[ \${funcstack[1]} == ${name} ]]; then ${name} "$@"; else compdef ${name} ${
 `;
 }
 
-function specOf(option: CompletedOption): string {
+function specOf(option: CompletedOption, name: string): string {
   const exclusive = `(${option.names.join(' ')})`;
   const spelled = option.names.length > 1 ? `{${option.names.join(',')}}` : (option.names[0] ?? '');
   const description = `[${option.description.replace(/[[\]:\\]/g, '\\$&')}]`;
-  const value = option.values === undefined ? '' : `:value:${valueOf(option)}`;
+  const value =
+    option.values === undefined ? '' : `:value:${option.named ? `${name}_names` : valueOf(option)}`;
   return `${quoted(exclusive)}${spelled}${quoted(description + value)}`;
 }
 

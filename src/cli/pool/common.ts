@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs';
-import { SpindleError } from '../../core/errors.ts';
+import { isSpindleError, SpindleError } from '../../core/errors.ts';
 import { hostError } from '../../storage/errno.ts';
 import { Pools, type Pool, type Volume, type BuildMode } from '../../pool/index.ts';
+import { readText } from '../../pool/xml.ts';
 import type { Given, Param } from './spec.ts';
 
 /** Arguments that many verbs have. */
@@ -60,17 +60,17 @@ export async function volumeOf(given: Given, name = 'vol', pool = 'pool'): Promi
 /** How to build, from --overwrite and --no-overwrite. @throws SpindleError BAD_OPTION for both */
 export function buildMode(given: Given): BuildMode {
   const overwrite = given.flag('overwrite');
-  const keep = given.flag('no-overwrite') || given.flag('noOverwrite');
+  const keep = given.flag('no-overwrite');
   if (overwrite && keep)
     throw new SpindleError('BAD_OPTION', '--overwrite and --no-overwrite exclude each other');
   return overwrite ? 'overwrite' : keep ? 'no-overwrite' : 'plain';
 }
 
-/** Bytes of a description that are read: more than any may have. */
+/** The text of a description, which may come from a pipe. @throws SpindleError BAD_XML (too long), NOT_FOUND, PERMISSION, IO */
 export function readDescription(path: string): string {
   try {
-    return readFileSync(path, 'utf8');
+    return readText(path);
   } catch (error) {
-    throw hostError(error, path, 'read');
+    throw isSpindleError(error) ? error : hostError(error, path, 'read');
   }
 }

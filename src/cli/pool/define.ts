@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SpindleError } from '../../core/errors.ts';
@@ -92,7 +92,8 @@ function words(text: string): string[] {
 
 async function edit(given: Given): Promise<Answer> {
   const pool = poolOf(given);
-  const before = await pool.xml({ inactive: true });
+  const defined = pool.definition() ?? undefined;
+  const before = defined === undefined ? await pool.xml({ inactive: true }) : writePool(defined);
   const folder = mkdtempSync(join(tmpdir(), 'spindle-edit-'));
   try {
     const path = join(folder, 'pool.xml');
@@ -103,7 +104,7 @@ async function edit(given: Given): Promise<Answer> {
       throw new SpindleError('TOOL_FAILED', `the editor '${editor}' failed; nothing was changed`, {
         cause: done.error,
       });
-    const after = readFileSync(path, 'utf8');
+    const after = readDescription(path);
     const json = { name: pool.name, changed: after !== before };
     if (after === before) return { message: `Pool ${pool.name} XML configuration not changed.`, json };
     const edited = parsePool(after, 'the edited description');
@@ -112,7 +113,7 @@ async function edit(given: Given): Promise<Answer> {
         'BAD_XML',
         'the name and the UUID of a pool cannot be edited; nothing was changed',
       );
-    await pool.pools.define(edited);
+    await pool.pools.define(edited, { instead: defined });
     return { message: `Pool ${pool.name} XML configuration edited.`, json };
   } finally {
     rmSync(folder, { recursive: true, force: true });

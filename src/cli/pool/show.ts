@@ -86,8 +86,7 @@ async function listed(pool: Pool, given: Given): Promise<PoolInfo> {
   } catch (error) {
     if (!isSpindleError(error)) throw error;
     given.warn(pool.name, error.message);
-    const { name, uuid, type } = pool;
-    return { name, uuid, type, active: true, persistent: true, autostart: false, usage: null };
+    return pool.info({ sizes: false });
   }
 }
 

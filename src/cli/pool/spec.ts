@@ -120,7 +120,12 @@ function commandOf(program: string, name: string, verb: PoolVerb): Command {
 }
 
 function optionOf(param: Param): Option {
-  if (param.kind === 'flag') return new Option(`--${param.name}`, param.does);
+  if (param.kind === 'flag') {
+    const flag = new Option(`--${param.name}`, param.does);
+    // `--no-overwrite` is a flag of its own here, and not the contrary of one.
+    flag.negate = false;
+    return flag;
+  }
   const option = new Option(`--${param.name} <${param.value ?? param.name.toUpperCase()}>`, param.does);
   if (param.choices !== undefined) return option.choices(param.choices);
   if (param.repeats === true)

@@ -117,7 +117,7 @@ export const VOL_CHANGE_VERBS: Readonly<Record<string, PoolVerb>> = {
   },
   'vol-upload': {
     does: 'write a local file into a volume',
-    params: [VOL, LOCAL, IN_POOL, ...TRANSFER],
+    params: [VOL, LOCAL, IN_POOL, ...TRANSFER, MAX_OVERCOMMIT],
     examples: [
       ['disk.img image.raw --pool images', 'from its start'],
       ['disk.img image.raw --pool images --offset 1048576 --sparse', 'further on; holes become holes'],
@@ -125,7 +125,11 @@ export const VOL_CHANGE_VERBS: Readonly<Record<string, PoolVerb>> = {
     long: true,
     run: async (given) => {
       const volume = await volumeOf(given);
-      const bytes = await volume.upload(given.need('file'), transferOf(given));
+      const bytes = await volume.upload(given.need('file'), {
+        ...transferOf(given),
+        maxOvercommit: given.number('max-overcommit'),
+        onWarning: (message) => given.warn(volume.pool.name, message),
+      });
       return { json: { name: volume.name, bytes } };
     },
   },

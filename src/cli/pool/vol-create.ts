@@ -1,5 +1,5 @@
 import { ALLOCATION_POLICIES, type AllocationPolicy } from '../../core/allocation.ts';
-import { SpindleError } from '../../core/errors.ts';
+import { isSpindleError, SpindleError } from '../../core/errors.ts';
 import {
   parseVolume,
   writeVolumeDefinition,
@@ -79,7 +79,10 @@ async function createFrom(given: Given): Promise<Answer> {
   const input = given.text('inputpool');
   const source =
     input === undefined
-      ? await pool.volume(given.need('vol')).catch(() => poolsOf(given).findVolume(given.need('vol')))
+      ? await pool.volume(given.need('vol')).catch((error: unknown) => {
+          if (!isSpindleError(error, 'VOLUME_NOT_FOUND')) throw error;
+          return poolsOf(given).findVolume(given.need('vol'));
+        })
       : await poolsOf(given).find(input).volume(given.need('vol'));
   const volume = await pool.createVolumeFrom(definition, source, optionsOf(given, pool.name));
   return made(volume, `created from input vol ${source.name}`);

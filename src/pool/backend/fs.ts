@@ -9,6 +9,15 @@ import { isMounted, mountedOn, mountPool, needMount, unmountPool } from './mount
 /** Milliseconds that making a file system may take. */
 const FORMAT_TIME = 600_000;
 
+/** What makes each mkfs write over what a device holds, and not ask. */
+const FORCE: Readonly<Record<string, readonly string[]>> = {
+  ext2: ['-F'],
+  ext3: ['-F'],
+  ext4: ['-F'],
+  xfs: ['-f'],
+  vfat: ['-I'],
+};
+
 function deviceOf({ source, name }: PoolDefinition): string {
   const [device] = source.devices;
   if (device === undefined) throw new SpindleError('BAD_XML', `pool '${name}' has no device`);
@@ -39,14 +48,8 @@ async function build({ pool }: Context, mode: BuildMode): Promise<void> {
     throw new SpindleError('EXISTS', `'${device}' holds ${found} already; --overwrite would destroy it`, {
       path: device,
     });
-  const force = format.startsWith('ext')
-    ? ['-F']
-    : format === 'xfs'
-      ? ['-f']
-      : format === 'vfat'
-        ? ['-I']
-        : [];
-  await runTool('mkfs', ['-t', format, ...force, device], { timeout: FORMAT_TIME });
+  // Its own program: `mkfs -t` would keep `--` for itself where no option of the file system stands before it.
+  await runTool(`mkfs.${format}`, [...(FORCE[format] ?? []), '--', device], { timeout: FORMAT_TIME });
 }
 
 const ready = (context: Context): Promise<void> => needMount(context, [deviceOf(context.pool)], false);

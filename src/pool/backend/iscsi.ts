@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readdirSync, readFileSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isSpindleError, SpindleError } from '../../core/errors.ts';
@@ -16,6 +16,8 @@ const PORT = 3260;
 /** Milliseconds that a portal may take, and that names of devices may take to appear. */
 const PORTAL_TIME = 60_000;
 const NAMES_TIME = 10_000;
+/** The most bytes of a file with a secret. */
+const SECRET_BYTES = 4096;
 /** What iscsiadm ends with: there are no sessions; the session is there already. */
 const NO_SESSION = 21;
 const PRESENT = 15;
@@ -89,9 +91,18 @@ function secretOf({ home }: Context, { secret }: SourceAuth): string {
   if (name === undefined) throw new SpindleError('BAD_XML', 'the secret has neither a usage nor a UUID');
   const path = join(home.secrets, checkVolumeName(name));
   try {
-    if ((statSync(path).mode & 0o077) !== 0)
-      throw new SpindleError('PERMISSION', 'others may read this secret: chmod 600', { path });
-    return readFileSync(path, 'utf8').replace(/\r?\n$/, '');
+    // One file, looked at and read by its descriptor: its name may lead to another one in a moment.
+    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
+    try {
+      const stats = fstatSync(fd);
+      if (!stats.isFile() || stats.size > SECRET_BYTES)
+        throw new SpindleError('BAD_SECRET', 'a file with a CHAP secret in it is needed', { path });
+      if ((stats.mode & 0o077) !== 0)
+        throw new SpindleError('PERMISSION', 'others may read this secret: chmod 600', { path });
+      return readFileSync(fd, 'utf8').replace(/\r?\n$/, '');
+    } finally {
+      closeSync(fd);
+    }
   } catch (error) {
     if (errnoOf(error) === 'ENOENT')
       throw new SpindleError(
@@ -310,6 +321,8 @@ export const iscsiBackend = iscsiBackendAt({ sys: '/sys', patience: NAMES_TIME }
 export const findTargets: Discover = async ({ host, port, initiator }) => {
   if (host === undefined)
     throw new SpindleError('BAD_OPTION', 'name the server whose targets are looked for');
+  if (port !== undefined && !(Number.isInteger(port) && port > 0 && port < 65536))
+    throw new SpindleError('BAD_OPTION', 'the port is a number from 1 to 65535');
   const through =
     initiator === undefined ? [] : ['--interface', await interfaceFor(checkWord('the initiator', initiator))];
   const portal = portalOf({ name: checkWord('the host', host), port });

@@ -1,7 +1,10 @@
 import { randomBytes } from 'node:crypto';
+import { constants } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { fillWithZeroes } from '../../core/allocation.ts';
 import { isSpindleError, SpindleError } from '../../core/errors.ts';
 import { convert } from '../../op/convert.ts';
+import { hostError } from '../../storage/errno.ts';
 import { openFile } from '../../storage/file.ts';
 import type { Backend, BuildMode, Context, Discover, ResizeVolume, VolumeRequest } from '../backend.ts';
 import type { PoolDefinition, PoolUsage } from '../definition.ts';
@@ -91,17 +94,28 @@ async function build({ pool }: Context, mode: BuildMode): Promise<void> {
           path: device,
         });
     }
+  // None is touched before all are known to be free.
+  else for (const device of devices) await refuseUsed(device);
   const made: string[] = [];
   try {
     for (const device of devices) {
       if (mode === 'overwrite') await zeroEnds(device);
-      await lvm('pvcreate', ['--yes', device]);
+      await lvm('pvcreate', ['--yes'], device);
       made.push(device);
     }
-    await lvm('vgcreate', [name, ...devices]);
+    await lvm('vgcreate', [], name, ...devices);
   } catch (error) {
-    for (const device of made) await lvm('pvremove', ['--yes', device]).catch(() => undefined);
+    for (const device of made) await lvm('pvremove', ['--yes'], device).catch(() => undefined);
     throw error;
+  }
+}
+
+/** @throws SpindleError IN_USE for a device that is mounted, or that the device mapper holds */
+async function refuseUsed(device: string): Promise<void> {
+  try {
+    await (await open(device, constants.O_RDWR | constants.O_EXCL)).close();
+  } catch (error) {
+    throw hostError(error, device, 'have the device alone');
   }
 }
 
@@ -213,12 +227,19 @@ async function createVolume(context: Context, request: VolumeRequest): Promise<v
         );
       const from = `${into}/${origin['lv_name'] ?? ''}`;
       const own = (origin['pool_lv'] ?? '') === '' ? ['--size', size] : ['--setactivationskip', 'n'];
-      await lvm('lvcreate', ['--yes', '--name', first, '--snapshot', ...own, from]);
+      await lvm('lvcreate', ['--yes', '--name', first, '--snapshot', ...own], from);
     } else if (thin) {
-      const pool =
-        rows.find((row) => (row['lv_attr'] ?? '').startsWith('t'))?.['lv_name'] ?? (await makeThinPool(into));
-      await lvm('lvcreate', ['--yes', '--name', first, '--virtualsize', size, '--thinpool', pool, into]);
-    } else await lvm('lvcreate', ['--yes', '--wipesignatures', 'y', '--name', first, '--size', size, into]);
+      const there = rows.find((row) => (row['lv_attr'] ?? '').startsWith('t'))?.['lv_name'];
+      const pool = there ?? (await makeThinPool(into));
+      const options = ['--yes', '--name', first, '--virtualsize', size, '--thinpool', pool];
+      try {
+        await lvm('lvcreate', options, into);
+      } catch (error) {
+        // Half of what was free is not kept for a volume that is not there.
+        if (there === undefined) await lvm('lvremove', ['--force'], `${into}/${pool}`).catch(() => undefined);
+        throw error;
+      }
+    } else await lvm('lvcreate', ['--yes', '--wipesignatures', 'y', '--name', first, '--size', size], into);
     await settle();
   });
   if (!fills) return;
@@ -226,11 +247,13 @@ async function createVolume(context: Context, request: VolumeRequest): Promise<v
     await fill(`/dev/${into}/${first}`, request);
     await request.exclusively(async () => {
       free(await rowsOf(context));
-      await lvm('lvrename', [into, first, name]);
+      await lvm('lvrename', [], into, first, name);
       await settle();
     });
   } catch (error) {
-    await lvm('lvremove', ['--force', `${into}/${first}`]).catch(() => undefined);
+    // Nobody may be looking at it still.
+    await settle();
+    await lvm('lvremove', ['--force'], `${into}/${first}`).catch(() => undefined);
     throw error;
   }
 }
@@ -266,7 +289,10 @@ async function removeUnfinished(context: Context): Promise<void> {
     async () => {
       const names = (await rowsOf(context)).flatMap((row) => row['lv_name'] ?? []);
       for (const name of new Set(names.filter((one) => one.startsWith(UNFINISHED))))
-        await lvm('lvremove', ['--force', `${groupOf(pool)}/${name}`]);
+        // One that somebody looks at stays until the next time: the pool is no worse for it.
+        await lvm('lvremove', ['--force'], `${groupOf(pool)}/${name}`).catch((error: unknown) => {
+          if (!isSpindleError(error)) throw error;
+        });
     },
     0,
   ).catch((error: unknown) => {
@@ -276,24 +302,44 @@ async function removeUnfinished(context: Context): Promise<void> {
 
 /** The thin pool for the first thin volume: half of what is free, for linear volumes want some too. */
 async function makeThinPool(into: string): Promise<string> {
-  await lvm('lvcreate', ['--yes', '--type', 'thin-pool', '--extents', '50%FREE', '--name', THIN, into]);
+  await lvm('lvcreate', ['--yes', '--type', 'thin-pool', '--extents', '50%FREE', '--name', THIN], into);
   return THIN;
 }
 
-async function deleteVolume({ pool }: Context, { name }: VolumeFacts): Promise<void> {
+/** A volume that keeps only what changed of another one, and is nothing without that; thin ones stand alone. */
+function isSnapshot(row: Row): boolean {
+  return (row['origin'] ?? '') !== '' && (row['pool_lv'] ?? '') === '';
+}
+
+async function deleteVolume(context: Context, { name }: VolumeFacts): Promise<void> {
+  const above = (await rowsOf(context)).find((row) => isSnapshot(row) && row['origin'] === name);
+  // LVM would remove that, too.
+  if (above !== undefined)
+    throw new SpindleError(
+      'IN_USE',
+      `volume '${name}' lies below '${above['lv_name'] ?? ''}', which would be lost with it: delete that first`,
+    );
   await settle();
-  await lvm('lvremove', ['--force', `${groupOf(pool)}/${checkLv(name)}`]);
+  await lvm('lvremove', ['--force'], `${groupOf(context.pool)}/${checkLv(name)}`);
 }
 
 async function resizeVolume(
-  { pool }: Context,
+  context: Context,
   volume: VolumeFacts,
   { capacity, shrink }: ResizeVolume,
 ): Promise<void> {
-  const name = `${groupOf(pool)}/${checkLv(volume.name)}`;
+  const name = `${groupOf(context.pool)}/${checkLv(volume.name)}`;
+  if ((await rowsOf(context)).some((row) => row['lv_name'] === volume.name && isSnapshot(row)))
+    throw new SpindleError(
+      'UNSUPPORTED',
+      `volume '${volume.name}' is a snapshot: it has the capacity of the volume below it`,
+    );
+  // LVM takes that for a mistake.
+  if (capacity === volume.capacity) return;
   const less = capacity < volume.capacity;
-  if (less && shrink) await lvm('lvreduce', ['--force', '--yes', '--size', `${String(capacity)}b`, name]);
-  else await lvm('lvextend', ['--size', `${String(capacity)}b`, name]);
+  const size = ['--size', `${String(capacity)}b`];
+  if (less && shrink) await lvm('lvreduce', ['--force', '--yes', ...size], name);
+  else await lvm('lvextend', size, name);
   await settle();
 }
 
@@ -306,20 +352,13 @@ async function guard(context: Context): Promise<number> {
 
 async function setGuard(context: Context, bytes: number): Promise<void> {
   const into = groupOf(context.pool);
-  if ((await guard(context)) > 0) await lvm('lvremove', ['--force', `${into}/${GUARD}`]);
+  if ((await guard(context)) > 0) await lvm('lvremove', ['--force'], `${into}/${GUARD}`);
   if (bytes > 0)
-    await lvm('lvcreate', [
-      '--yes',
-      '--activate',
-      'n',
-      '--zero',
-      'n',
-      '--name',
-      GUARD,
-      '--size',
-      `${String(bytes)}b`,
+    await lvm(
+      'lvcreate',
+      ['--yes', '--activate', 'n', '--zero', 'n', '--name', GUARD, '--size', `${String(bytes)}b`],
       into,
-    ]);
+    );
 }
 
 /** A pool that is a volume group of LVM. */
@@ -327,16 +366,22 @@ export const logicalBackend: Backend = {
   build,
   start: async (context) => {
     await needWhole(context);
-    await lvm('vgchange', ['--activate', 'ay', groupOf(context.pool)]);
+    await lvm('vgchange', ['--activate', 'ay'], groupOf(context.pool));
     await settle();
   },
   stop: async ({ pool }) => {
     await settle();
-    await lvm('vgchange', ['--activate', 'n', groupOf(pool)]);
+    try {
+      await lvm('vgchange', ['--activate', 'n'], groupOf(pool));
+    } catch (error) {
+      // Some are in use: those that are not are back again, as the pool stays active.
+      await lvm('vgchange', ['--activate', 'ay'], groupOf(pool)).catch(() => undefined);
+      throw error;
+    }
   },
   delete: async ({ pool }) => {
-    await lvm('vgremove', ['--force', groupOf(pool)]);
-    for (const device of pool.source.devices) await lvm('pvremove', ['--yes', device]);
+    await lvm('vgremove', ['--force'], groupOf(pool));
+    for (const device of pool.source.devices) await lvm('pvremove', ['--yes'], device);
   },
   check: async (context) => {
     try {

@@ -1,4 +1,4 @@
-import { SpindleError } from '../../core/errors.ts';
+import { isSpindleError, SpindleError } from '../../core/errors.ts';
 import { runTool } from '../../storage/tool.ts';
 
 /*
@@ -11,9 +11,23 @@ export type Row = Readonly<Record<string, string | undefined>>;
 /** Milliseconds that LVM may take. */
 const LVM_TIME = 120_000;
 
-/** Runs a tool of lvm2. */
-export function lvm(program: string, args: readonly string[]): Promise<{ stdout: string }> {
-  return runTool(program, args, { timeout: LVM_TIME });
+/** What lvm2 says where a volume group is full. */
+const FULL = /insufficient (free space|suitable allocatable extents)|not enough free extents/i;
+
+/** Runs a tool of lvm2 with options, and with names that none of them can be taken for. @throws SpindleError NO_SPACE, TOOL_MISSING, TOOL_FAILED, TOOL_TIMEOUT */
+export async function lvm(
+  program: string,
+  options: readonly string[],
+  ...names: readonly string[]
+): Promise<{ stdout: string }> {
+  try {
+    return await runTool(program, [...options, ...(names.length === 0 ? [] : ['--', ...names])], {
+      timeout: LVM_TIME,
+    });
+  } catch (error) {
+    if (!isSpindleError(error, 'TOOL_FAILED') || !FULL.test(error.message)) throw error;
+    throw new SpindleError('NO_SPACE', error.message, { cause: error });
+  }
 }
 
 /** The rows of kind `kind` in what a tool printed with `--reportformat json`. @throws SpindleError TOOL_FAILED */
@@ -40,7 +54,7 @@ export async function report(
   names: readonly string[],
 ): Promise<Row[]> {
   const form = ['--reportformat', 'json', '--units', 'b', '--nosuffix', '--options', columns.join(',')];
-  const { stdout } = await lvm(`${kind}s`, [...form, ...names]);
+  const { stdout } = await lvm(`${kind}s`, form, ...names);
   return parseReport(stdout, kind);
 }
 

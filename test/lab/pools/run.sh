@@ -4,7 +4,7 @@ spindle() { node /run/job/spindle/dist/cli/main.cjs "$@"; }
 
 count=0
 failed=0
-# pass NAME COMMAND...: it succeeds. refuse NAME PATTERN COMMAND...: it fails with exit code 1, one line, and these words.
+# pass NAME COMMAND...: it succeeds. refuse NAME CODE COMMAND...: it fails with exit code 1, one line, and this error code.
 pass() {
   local name=$1
   shift
@@ -16,15 +16,24 @@ pass() {
   fi
 }
 refuse() {
-  local name=$1 pattern=$2 code=0
+  local name=$1 wanted=$2 code=0
   shift 2
   count=$((count + 1))
-  "$@" >/tmp/said 2>&1 || code=$?
-  if [ $code = 1 ] && [ "$(wc -l </tmp/said)" = 1 ] && grep -q -- "$pattern" /tmp/said; then echo "ok $count - $name"; else
-    echo "not ok $count - $name (exit $code)"
+  SPINDLE_DEBUG=1 "$@" >/tmp/said 2>&1 || code=$?
+  if [ $code = 1 ] && [ "$(grep -vc -e '^    ' -e ' warning: ' /tmp/said)" = 1 ] && grep -qx "    code: $wanted" /tmp/said; then echo "ok $count - $name"; else
+    echo "not ok $count - $name (exit $code, wanted $wanted)"
     sed 's/^/#   /' /tmp/said
     failed=1
   fi
+}
+both() { # COMMAND...: two of it at once; how many of them succeed is in `wins`
+  local pid
+  wins=0
+  SPINDLE_DEBUG=1 "$@" >/tmp/one-said 2>&1 &
+  pid=$!
+  if SPINDLE_DEBUG=1 "$@" >/tmp/other-said 2>&1; then wins=1; fi
+  if wait $pid; then wins=$((wins + 1)); fi
+  cat /tmp/one-said /tmp/other-said >>/tmp/all-said
 }
 says() { # PATTERN COMMAND...: the output holds it
   local pattern=$1
@@ -75,9 +84,9 @@ pv1=/dev/disk/by-id/virtio-pv1
 
 lvm_pool() {
   pass 'lvm: define' spindle pool-define-as lv logical --source-dev $pv0 --source-name vg0
-  refuse 'lvm: start before build' "no volume group 'vg0'" spindle pool-start lv
+  refuse 'lvm: start before build' POOL_GONE spindle pool-start lv
   pass 'lvm: build' spindle pool-build lv
-  refuse 'lvm: build again' 'holds LVM2_member already' spindle pool-build lv
+  refuse 'lvm: build again' EXISTS spindle pool-build lv
   pass 'lvm: start' spindle pool-start lv
   pass 'lvm: autostart' spindle pool-autostart lv
   pass 'lvm: info' says '^Capacity: *508.00 MiB' spindle pool-info lv
@@ -88,17 +97,21 @@ lvm_pool() {
   pass 'lvm: thin volume' spindle vol-create-as lv thin 1G --allocation 0
   pass 'lvm: thin is of a thin pool' says spindle_thin lvs --noheadings -o pool_lv vg0/thin
   pass 'lvm: thin takes nothing yet' says '^Allocation: *0.00 B' spindle vol-info thin --pool lv
-  refuse 'lvm: one name, one volume' 'exists already' spindle vol-create-as lv lin 64M
-  refuse 'lvm: no space' 'insufficient free space' spindle vol-create-as lv large 900M
+  refuse 'lvm: one name, one volume' EXISTS spindle vol-create-as lv lin 64M
+  refuse 'lvm: no space' NO_SPACE spindle vol-create-as lv large 900M
   fill /tmp/data 64M
   pass 'lvm: write through the device' dd if=/tmp/data of=/dev/vg0/lin bs=1M conv=fsync status=none
   pass 'lvm: clone' spindle vol-clone lin copy --pool lv
   pass 'lvm: the clone is equal' cmp /tmp/data /dev/vg0/copy
   pass 'lvm: snapshot below' spindle vol-create-as lv snap 16M --backing-vol lin
   pass 'lvm: its XML' says '<path>/dev/vg0/lin</path>' spindle vol-dumpxml snap --pool lv
+  refuse 'lvm: a volume below another one stays' IN_USE spindle vol-delete lin --pool lv
+  refuse 'lvm: a snapshot has the size of what is below' UNSUPPORTED spindle vol-resize snap 128M --pool lv
+  pass 'lvm: both are there' test -b /dev/vg0/lin -a -b /dev/vg0/snap
   pass 'lvm: delete snapshot' spindle vol-delete snap --pool lv
   pass 'lvm: grow' spindle vol-resize copy 80M --pool lv
   pass 'lvm: grown' test "$(blockdev --getsize64 /dev/vg0/copy)" = $((80 * 1048576))
+  pass 'lvm: grow to what it has' spindle vol-resize copy 80M --pool lv
   pass 'lvm: grow thin' spindle vol-resize thin 2G --pool lv
   pass 'lvm: wipe' spindle vol-wipe copy --pool lv
   pass 'lvm: wiped' cmp -n $((80 * 1048576)) /dev/zero /dev/vg0/copy
@@ -135,25 +148,56 @@ lvm_faults() {
   losetup --detach "$two"
   udevadm settle
   pvscan --cache >/dev/null 2>&1
-  refuse 'lvm: a disk is missing' 'lacks 1 of its disks' spindle pool-start two
+  refuse 'lvm: a disk is missing' POOL_GONE spindle pool-start two
   two=$(losetup --find --show /tmp/two)
   udevadm settle
   pass 'lvm: the disk is back' spindle pool-start two
   pass 'lvm: stop' spindle pool-destroy two
   # Two processes at once.
   pass 'lvm: start for the race' spindle pool-start two
-  local wins=0 pid round
+  local wins round
   for round in 1 2 3; do
-    spindle vol-create-as two "race$round" 4M >/dev/null 2>&1 &
-    pid=$!
-    if spindle vol-create-as two "race$round" 4M >/dev/null 2>&1; then wins=$((wins + 1)); fi
-    if wait $pid; then wins=$((wins + 1)); fi
+    both spindle vol-create-as two "race$round" 4M
+    pass "lvm: of two that make a volume, one wins ($round)" test $wins = 1
+    pass "lvm: the other is told that it exists ($round)" grep -qx '    code: EXISTS' /tmp/one-said /tmp/other-said
+    both spindle vol-resize "race$round" 4M --delta --pool two
+    pass "lvm: two that grow it both count ($round)" test "$wins $(blockdev --getsize64 /dev/vg1/race$round)" = "$wins $((4194304 * (1 + wins)))" -a $wins -gt 0
+    both spindle vol-delete "race$round" --pool two
+    pass "lvm: of two that delete it, one wins ($round)" test $wins = 1
+    pass "lvm: it is gone, and nothing else ($round)" test -z "$(lvs --noheadings -o lv_name vg1)"
+    pass "lvm: nobody crashed ($round)" test "$(grep -c 'internal error' /tmp/all-said)" = 0
   done
-  pass 'lvm: of two that make one volume, one wins' test $wins = 3
   pass 'lvm: stopped' spindle pool-destroy two
   pass 'lvm: delete the group' spindle pool-delete two
   pass 'lvm: it is gone' test "$(vgs --noheadings -o vg_name | grep -c vg1)" = 0
   pass 'lvm: undefine' spindle pool-undefine two
+}
+
+fs_pool() {
+  truncate -s 32M /tmp/fsdisk
+  local disk free
+  disk=$(losetup --find --show /tmp/fsdisk)
+  pass 'fs: define' spindle pool-define-as fsd fs --source-dev "$disk" --source-format ext4 --target /mnt/fsd
+  refuse 'fs: start before build' TOOL_FAILED spindle pool-start fsd
+  pass 'fs: build' spindle pool-build fsd --no-overwrite
+  refuse 'fs: build again' EXISTS spindle pool-build fsd --no-overwrite
+  pass 'fs: start' spindle pool-start fsd
+  pass 'fs: volume' spindle vol-create-as fsd v 4M --allocation 0
+  fill /tmp/small 4M
+  pass 'fs: upload' spindle vol-upload v /tmp/small --pool fsd
+  refuse 'fs: no space for a volume' NO_SPACE spindle vol-create-as fsd large 200M
+  refuse 'fs: no space for an image' NO_SPACE spindle vol-create-as fsd large 200M --format qcow2 --allocation-policy thick-eager
+  refuse 'fs: no space to grow' NO_SPACE spindle vol-resize v 200M --allocate --pool fsd
+  free=$(stat -f -c '%f' /mnt/fsd)
+  pass 'fs: fill it' fallocate -l $(((free - 64) * $(stat -f -c %S /mnt/fsd))) /mnt/fsd/rest
+  refuse 'fs: no space for a copy' NO_SPACE spindle vol-clone v copy --pool fsd
+  pass 'fs: nothing is left of what failed' test "$(ls -A /mnt/fsd | tr '\n' ' ')" = 'lost+found rest v '
+  pass 'fs: the volume is as it was' cmp /tmp/small /mnt/fsd/v
+  pass 'fs: delete makes room' spindle vol-delete rest --pool fsd
+  pass 'fs: for the copy' spindle vol-clone v copy --pool fsd
+  pass 'fs: destroy' spindle pool-destroy fsd
+  pass 'fs: unmounted' test "$(grep -c /mnt/fsd /proc/mounts)" = 0
+  pass 'fs: undefine' spindle pool-undefine fsd
 }
 
 nfs_pool() {
@@ -179,11 +223,22 @@ nfs_pool() {
   pass 'nfs: wiped' cmp -n 8388608 /dev/zero /srv/exp/clone.img
   pass 'nfs: download' spindle vol-download raw.img /tmp/back --pool nfs --length 4194304
   pass 'nfs: what came back is equal' cmp /tmp/small /tmp/back
-  refuse 'nfs: no space' 'space' spindle vol-create-as nfs large.img 200M --allocation-policy thick-eager
+  refuse 'nfs: no space' NO_SPACE spindle vol-create-as nfs large.img 200M --allocation-policy thick-eager
   pass 'nfs: nothing is left of it' test "$(ls -A /srv/exp | grep -c -e large -e spindle-new)" = 0
+  local wins round
+  for round in 1 2; do
+    both spindle vol-create-as nfs "race$round" 1M --allocation 0
+    pass "nfs: of two that make a volume, one wins ($round)" test $wins = 1
+    both spindle vol-resize "race$round" 1M --delta --pool nfs
+    pass "nfs: two that grow it both count ($round)" test "$(stat -c %s "/srv/exp/race$round")" = $((1048576 * (1 + wins))) -a $wins -gt 0
+    both spindle vol-delete "race$round" --pool nfs
+    pass "nfs: of two that delete it, one wins ($round)" test $wins = 1
+    pass "nfs: it is gone, and nothing is left ($round)" test "$(ls -A /srv/exp | grep -c -e race -e spindle-new)" = 0
+    pass "nfs: nobody crashed ($round)" test "$(grep -c 'internal error' /tmp/all-said)" = 0
+  done
   rpc.nfsd 0
-  refuse 'nfs: the server is gone' 'did not answer' within 60 spindle vol-list nfs
-  refuse 'nfs: told by refresh, which stops the pool' 'did not answer' within 60 spindle pool-refresh nfs
+  refuse 'nfs: the server is gone' POOL_GONE within 60 spindle vol-list nfs
+  refuse 'nfs: told by refresh, which stops the pool' POOL_GONE within 60 spindle pool-refresh nfs
   pass 'nfs: inactive' says '^State: *inactive' spindle pool-info nfs
   rpc.nfsd -G 10 -L 10 2
   echo Y >/proc/fs/nfsd/v4_end_grace
@@ -196,10 +251,10 @@ nfs_pool() {
 iscsi_pool() {
   pass 'iscsi: targets are found' says 'iqn.2024-01.lab:t1' spindle find-storage-pool-sources-as iscsi 127.0.0.1
   pass 'iscsi: define' spindle pool-define-as san iscsi --source-host 127.0.0.1 --source-dev iqn.2024-01.lab:t1 --target /dev/disk/by-path --auth-type chap --auth-username joe --secret-usage lab
-  refuse 'iscsi: no secret' 'put the CHAP secret' spindle pool-start san
+  refuse 'iscsi: no secret' BAD_SECRET spindle pool-start san
   mkdir -p "$SPINDLE_POOLS/secrets"
   (umask 077; echo wrongwrong1234 >"$SPINDLE_POOLS/secrets/lab")
-  refuse 'iscsi: a wrong secret' 'authorization' spindle pool-start san
+  refuse 'iscsi: a wrong secret' TOOL_FAILED spindle pool-start san
   (umask 077; echo secretsecret12 >"$SPINDLE_POOLS/secrets/lab")
   pass 'iscsi: start' spindle pool-start san
   pass 'iscsi: the LUN by a name that stays' says 'unit:0:0:1 .*/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-iqn.2024-01.lab:t1-lun-1' spindle vol-list san
@@ -211,17 +266,24 @@ iscsi_pool() {
   pass 'iscsi: what came back is equal' cmp /tmp/lun /tmp/back
   pass 'iscsi: wipe' spindle vol-wipe unit:0:0:1 --pool san
   pass 'iscsi: wiped' cmp -n 33554432 /dev/zero /tmp/lun1
-  refuse 'iscsi: the server makes volumes' 'cannot make volumes' spindle vol-create-as san x 1M
-  refuse 'iscsi: and resizes them' 'cannot resize' spindle vol-resize unit:0:0:1 64M --pool san
+  refuse 'iscsi: the server makes volumes' UNSUPPORTED spindle vol-create-as san x 1M
+  refuse 'iscsi: and resizes them' UNSUPPORTED spindle vol-resize unit:0:0:1 64M --pool san
   truncate -s 16M /tmp/lun2
   tgtadm --lld iscsi --op new --mode logicalunit --tid 1 --lun 2 -b /tmp/lun2
   pass 'iscsi: refresh' spindle pool-refresh san
   pass 'iscsi: the new LUN is there' says 'unit:0:0:2' spindle vol-list san
   tgtadm --lld iscsi --op delete --mode logicalunit --tid 1 --lun 2
-  refuse 'iscsi: a LUN that is gone' 'lun-2' within 60 spindle vol-upload unit:0:0:2 /tmp/small --pool san
+  fill /tmp/lun 16M
+  refuse 'iscsi: a LUN that is gone' IO within 60 spindle vol-upload unit:0:0:2 /tmp/lun --pool san
+  pass 'iscsi: the pool can be looked at' within 60 spindle pool-info san
+  pass 'iscsi: and listed' says 'unit:0:0:1' within 60 spindle vol-list san
+  pass 'iscsi: it is active' says '^san$' spindle pool-list --name
+  pass 'iscsi: the other LUN is written' within 60 spindle vol-upload unit:0:0:1 /tmp/lun --pool san
+  pass 'iscsi: whole' cmp -n 16777216 /tmp/lun /tmp/lun1
+  pass 'iscsi: refresh without it' within 60 spindle pool-refresh san
   pass 'iscsi: destroy' spindle pool-destroy san
   pass 'iscsi: logged out' test "$(iscsiadm --mode session 2>&1 | grep -c t1)" = 0
-  refuse 'iscsi: no volumes then' 'not active' spindle vol-list san
+  refuse 'iscsi: no volumes then' POOL_INACTIVE spindle vol-list san
   pass 'iscsi: undefine' spindle pool-undefine san
 }
 
@@ -229,6 +291,7 @@ first_boot() {
   mkdir -p "$SPINDLE_POOLS"
   lvm_pool
   lvm_faults
+  fs_pool
   export_nfs
   nfs_pool
   serve_iscsi
