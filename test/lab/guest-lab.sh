@@ -105,7 +105,7 @@ build() {
 }
 
 boot() { # processors, directory of this run
-  timeout --foreground "${LAB_TIME:-600}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
+  timeout --foreground "${LAB_TIME:-900}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
     -nodefaults -nic none -display none -no-reboot -serial file:"$2/console" -kernel "$lab/vmlinuz" \
     -append "console=ttyS0 quiet root=/dev/nvme0n1 rw init=/lab/init panic=-1 mitigations=off" \
     -drive if=none,id=root,file="$lab/root.qcow2",format=qcow2,snapshot=on,cache=unsafe -device nvme,drive=root,serial=root \
