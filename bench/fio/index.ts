@@ -1,6 +1,10 @@
-// npm run bench:fio -- --folder DIR [--rounds N] [--seed N] [--size SIZE] [--json FILE]
+// npm run bench:fio -- --folder DIR [--rounds N] [--seed N] [--size SIZE] [--awake] [--json FILE]
+//   --awake: the processors never sleep. In a virtual machine one that does takes tens of microseconds to wake, and how often
+//   that happens depends on the tool more than on the store.
 // Our figures of raw files beside those of fio, which does the same requests: whether they agree, and by how much not.
+import { spawn } from 'node:child_process';
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { environmentOf } from '../../src/benchmark/environment.ts';
@@ -22,6 +26,7 @@ const { values } = parseArgs({
     rounds: { type: 'string', default: '7' },
     seed: { type: 'string' },
     size: { type: 'string', default: '256M' },
+    awake: { type: 'boolean', default: false },
     json: { type: 'string' },
   },
 });
@@ -45,10 +50,22 @@ const plan = { ...standard, scale: { ...standard.scale, shallow: 2048 } };
 const subjects = plan.subjects.filter(({ control }) => !control);
 const { device, fileSystem } = environmentOf(folder);
 console.log(
-  `On ${fileSystem ?? 'an unknown file system'}, ${String(plan.rounds)} rounds, seed ${String(plan.seed)}`,
+  `On ${fileSystem ?? 'an unknown file system'}, ${String(plan.rounds)} rounds, seed ${String(plan.seed)}${values.awake ? ', processors kept awake' : ''}`,
 );
 
 const found = new Map<string, Pair[]>();
+const spinners = values.awake
+  ? cpus().map(() => spawn('chrt', ['--idle', '0', process.execPath, '-e', 'for(;;);']))
+  : [];
+process.on('exit', () => {
+  for (const spinner of spinners) spinner.kill('SIGKILL');
+});
+for (const spinner of spinners) {
+  spinner.on('exit', (code) => {
+    console.error(`chrt, which keeps a processor awake, ended with ${String(code)}`);
+    process.exit(1);
+  });
+}
 await inScratch(folder, async (scratch) => {
   const random = seeded(seedOf(plan.seed, 'fio'));
   const bench = { base: '', device, clocks: { steady: () => performance.now(), wall: () => Date.now() } };
@@ -68,6 +85,10 @@ await inScratch(folder, async (scratch) => {
     }
   }
 });
+for (const spinner of spinners) {
+  spinner.removeAllListeners('exit');
+  spinner.kill('SIGKILL');
+}
 
 function keyOf({ scenario, subject }: Pick<Slot, 'scenario' | 'subject'>, tool: string): string {
   return `${scenario.id} ${subject.id} ${tool}`;

@@ -1,4 +1,5 @@
-// npm run bench:peers [-- --row N,N] [--match TEXT] [--pairs N] [--folder FOLDER] [--json FILE] [--seed N]
+// npm run bench:peers [-- --floors | --row N,N] [--match TEXT] [--pairs N] [--folder FOLDER] [--json FILE] [--seed N]
+//   --floors: not the rivals, but what the work takes with nothing around it
 // The bars of speed, each against the fastest rival in the same run. Installs nothing; what is not there is named.
 import { spawnSync } from 'node:child_process';
 import { cpus, release, tmpdir, totalmem } from 'node:os';
@@ -6,6 +7,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { printFloors } from './floors.ts';
 import { measure, type Job, type Measured } from './job.ts';
 import { GROUPS } from './jobs.ts';
 import { loopMount, type LoopMount } from './mount.ts';
@@ -20,6 +22,7 @@ const { values } = parseArgs({
     folder: { type: 'string', default: join(tmpdir(), 'spindle-peers') },
     json: { type: 'string' },
     seed: { type: 'string', default: '1' },
+    floors: { type: 'boolean', default: false },
   },
 });
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -31,6 +34,10 @@ if (!has('qemu-img')) {
   process.exit(1);
 }
 mkdirSync(folder, { recursive: true });
+if (values.floors) {
+  await printFloors(root, folder, Number(values.seed), Number(values.pairs));
+  process.exit();
+}
 const mounts: LoopMount[] = [];
 const results: Measured[] = [];
 const missed: { readonly what: string; readonly why: string }[] = [];
