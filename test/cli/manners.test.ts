@@ -104,10 +104,10 @@ describe('help', () => {
     expect((await spindle(['help'])).stdout).toBe(stdout);
   });
 
-  it('lists every verb that has a file', () => {
-    const files = readdirSync(new URL('../../src/cli/command/', import.meta.url)).map((name) =>
-      name.replace('.ts', ''),
-    );
+  it('lists every verb that has a file, but for the one that only completion scripts call', () => {
+    const files = readdirSync(new URL('../../src/cli/command/', import.meta.url))
+      .map((name) => name.replace('.ts', ''))
+      .filter((name) => name !== 'names');
     expect(all.map((verb) => verb.replace(' ', '-')).sort()).toEqual(files.sort());
   });
 
