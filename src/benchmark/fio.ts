@@ -32,7 +32,8 @@ export function fioJobs(
 # ${id}.iolog holds the requests of the study, with its fdatasyncs, in its order; both jobs do the same ones.
 # The study tells what a request takes from its submission to its end: fio's "lat", not its "clat", which leaves out the
 # submission, where a file system may allocate. A synced write of the study is fio's "lat" and sync "lat" together.
-# Of a deep queue fio times all but the last requests, which are in flight when the log ends.
+# Of a deep queue fio times all but the last requests, which are in flight when the log ends; through the page cache it may
+# drop them.
 [global]
 replay_redirect=\${FILENAME}
 ioengine=io_uring
