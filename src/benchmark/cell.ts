@@ -1,6 +1,14 @@
 import { OperationKind } from '../native/types.ts';
 import { countersOf, untilQuiet, type Counters } from './environment.ts';
-import { imageTarget, rawTarget, type EngineName, type Measured, type Target } from './engine.ts';
+import {
+  closeTargets,
+  imageTarget,
+  rawTarget,
+  runTogether,
+  type EngineName,
+  type Measured,
+  type Target,
+} from './engine.ts';
 import type { Plan, Slot } from './plan.ts';
 import { broken, spaceOf, type Space } from './precondition.ts';
 import { seedOf } from './random.ts';
@@ -145,7 +153,7 @@ async function allSteps(
     }
     return results;
   } finally {
-    for (const target of targets) await target.close();
+    await closeTargets(targets);
   }
 }
 
@@ -163,9 +171,7 @@ async function oneStep(
 ): Promise<{ result: StepResult; done: number }> {
   const { depth, operations } = step;
   const before = countersOf(bench.device);
-  const found = await Promise.all(
-    targets.map((target, at) => target.run({ operations, depth, seed: seed + at, limit: plan.limit })),
-  );
+  const found = await runTogether(targets, { operations, depth, seed, limit: plan.limit });
   const cpu = countersOf(bench.device).cpu - before.cpu;
   const writes = operations[2] !== OperationKind.read;
   const sync = Float64Array.of(0, 0, OperationKind.sync);
