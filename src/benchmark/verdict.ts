@@ -105,10 +105,17 @@ export function conclude(
 const KEY: ReadonlySet<Measure> = new Set(['created', 'seconds']);
 
 /**
- * Confidence for controls: there are so many that one in twenty would stop every study. With seven rounds this asks that
- * all of them point one way.
+ * Confidence for controls: there are so many that one in twenty would stop every study. No interval of few rounds has as
+ * much; seven give 0.984, and ask that all of them point one way.
  */
-const CONTROL_CONFIDENCE = 0.999;
+export function controlConfidence(rounds: number): number {
+  return Math.min(0.999, 1 - 2 * 0.5 ** rounds);
+}
+
+/** A confidence as `98.4 %`, never more than it is. */
+export function percent(confidence: number): string {
+  return `${String(Math.floor(confidence * 1000 + 1e-9) / 10)} %`;
+}
 
 /**
  * Whether all of the interval lies beyond the margin. Of dozens of controls some stray one way in each of seven rounds by
@@ -154,7 +161,7 @@ class Judge {
     const [first, control] = [this.#subject(format, false), this.#subject(format, true)];
     if (first === undefined || control === undefined) return [];
     return this.#wheres().map((where) =>
-      this.#compare(format, where, control.id, first.id, CONTROL_CONFIDENCE),
+      this.#compare(format, where, control.id, first.id, controlConfidence(this.#plan.rounds)),
     );
   }
 

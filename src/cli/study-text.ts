@@ -4,7 +4,7 @@ import type { Environment } from '../benchmark/environment.ts';
 import type { Plan, Slot } from '../benchmark/plan.ts';
 import { median } from '../benchmark/statistics.ts';
 import type { Study } from '../benchmark/study.ts';
-import { times } from '../benchmark/verdict.ts';
+import { controlConfidence, percent, times } from '../benchmark/verdict.ts';
 
 /** Before it begins: what is measured, on what, and how. */
 export function planText(plan: Plan, { fileSystem, source, kernel, load, queue }: Environment): string {
@@ -79,7 +79,7 @@ export function studyText({ plan, cells, conclusion, seconds }: Study): string {
   return `${table([head, ...rows])}
 Medians of rounds. "device" is bytes that the device was sent for each byte written by the guest. Engines: ${engines}.
 
-Verdict (intervals of 95 %, of controls 99.9 %; differences under ${String(conclusion.margin * 100)} % count as none)
+Verdict (intervals of at least 95 %, of controls ${percent(controlConfidence(plan.rounds))}; differences under ${String(conclusion.margin * 100)} % count as none)
 ${verdicts.join('')}
 Took ${seconds.toFixed(0)} s; nothing is left behind.
 `;
