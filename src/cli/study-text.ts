@@ -4,7 +4,8 @@ import type { Environment } from '../benchmark/environment.ts';
 import type { Plan, Slot } from '../benchmark/plan.ts';
 import { median } from '../benchmark/statistics.ts';
 import type { Study } from '../benchmark/study.ts';
-import { controlConfidence, percent, times } from '../benchmark/verdict.ts';
+import { controlConfidence } from '../benchmark/verdict.ts';
+import { percent, times } from '../benchmark/verdict-words.ts';
 
 /** Before it begins: what is measured, on what, and how. */
 export function planText(plan: Plan, { fileSystem, source, kernel, load, queue }: Environment): string {
@@ -105,8 +106,9 @@ export function table(rows: readonly (readonly string[])[]): string {
 
 /** Two studies side by side. */
 export function differenceText(differs: readonly string[], found: readonly StudyDifference[]): string {
-  const rows = found.map(({ subject, scenario, step, a, b, ratio, finding }) => [
-    ...[scenario, subject, step ?? 'create', micro(a * 1e9), micro(b * 1e9), times(ratio), finding],
+  const rows = found.map(({ subject, scenario, step, a, b, ratio, finding, why }) => [
+    ...[scenario, subject, step ?? 'create', micro(a * 1e9), micro(b * 1e9), times(ratio)],
+    why === undefined ? finding : `${finding}: ${why}`,
   ]);
   const warned = differs.map((line) => `Differs in ${line}\n`).join('');
   return `${warned}${table([['phase', 'subject', 'step', 'A', 'B', 'B by A', 'B is'], ...rows])}`;

@@ -6,7 +6,8 @@ import type { Cell, StepResult } from '../benchmark/cell.ts';
 import { bucketStart, median, mergedHistogram, type Histogram } from '../benchmark/statistics.ts';
 import type { Drill } from '../benchmark/drill/drill.ts';
 import type { Study } from '../benchmark/study.ts';
-import { controlConfidence, percent, times } from '../benchmark/verdict.ts';
+import { controlConfidence } from '../benchmark/verdict.ts';
+import { percent, times } from '../benchmark/verdict-words.ts';
 import { drillSection } from './drill.ts';
 import { PAGE } from './style.ts';
 import { axis, chart, colourOf, duration, escaped, label, MARGIN, WIDTH, type Chart } from './svg.ts';
@@ -154,19 +155,21 @@ function overTime(study: Study, format: string, scenario: string, title: string)
 function cost(study: Study, format: string): Chart[] {
   const all = study.conclusion.crossovers.filter((one) => one.format === format);
   if (all.length === 0) return [];
-  const writes = study.plan.size / 65536;
-  const rows = all.flatMap(({ policy, scenario, cost: pays, saving }) => [
-    { name: `${short(policy)}: cost`, scenario, policy, kind: 'fill', ...pays },
-    {
-      name: scenario,
-      scenario,
-      policy,
-      kind: 'pale',
-      low: saving.low * writes,
-      value: saving.value * writes,
-      high: saving.high * writes,
-    },
-  ]);
+  const rows = all.flatMap(({ policy, scenario, cost: pays, saving, bytes }) => {
+    const writes = study.plan.size / Math.max(bytes, 65536);
+    return [
+      { name: `${short(policy)}: cost`, scenario, policy, kind: 'fill', ...pays },
+      {
+        name: scenario,
+        scenario,
+        policy,
+        kind: 'pale',
+        low: saving.low * writes,
+        value: saving.value * writes,
+        high: saving.high * writes,
+      },
+    ];
+  });
   const height = MARGIN.top + rows.length * 20 + MARGIN.bottom;
   const left = 128;
   const x = scaleLinear(
@@ -186,7 +189,7 @@ function cost(study: Study, format: string): Chart[] {
   return [
     chart(
       `${format}-cost`,
-      `${format}: what creation costs more than thin, and (pale) what one first write in each 64 KiB then saves`,
+      `${format}: what creation costs more than thin, and (pale) what first writes to all of the disk then save, one in each 64 KiB`,
       height,
       axis(x.ticks(3), x, bottom, MARGIN.top, duration) + bars.join(''),
     ),
