@@ -27,7 +27,7 @@ export const PRESETS: Readonly<Record<Preset, PresetPlan>> = {
     ...{ size: 64 * MIB, rounds: 7, scale: { shallow: 64, deep: 1024, images: 2 }, limit: 1e9 },
     scenarios: ['create', 'random-sync', 'random-deep'],
     goodFor:
-      'a first look: effects of a factor show, small ones do not, and the small disk may fit into the cache of the device',
+      'a first look: effects of a factor show, small ones do not, tails are not told, and the small disk may fit into the cache of the device',
   },
   default: {
     ...{ size: 256 * MIB, rounds: 7, scale: { shallow: 128, deep: 2048, images: 4 }, limit: 2e9 },

@@ -1,4 +1,5 @@
 import { seeded } from './random.ts';
+import { needed } from './recorder.ts';
 
 /** A range that holds the true value with the confidence it was made for, and the estimate itself. */
 export interface Interval {
@@ -87,12 +88,12 @@ export function ratioInterval(
   return { low: Math.exp(low), value: Math.exp(value), high: Math.exp(high) };
 }
 
-/** Latencies in nanoseconds, in few words. */
+/** Latencies in nanoseconds, in few words. Null: there are so few that not one lies beyond, as of {@link needed}. */
 export interface Latency {
   readonly p50: number;
-  readonly p90: number;
-  readonly p99: number;
-  readonly p999: number;
+  readonly p90: number | null;
+  readonly p99: number | null;
+  readonly p999: number | null;
   readonly max: number;
   readonly mean: number;
 }
@@ -100,10 +101,10 @@ export interface Latency {
 /** The figures of a distribution. */
 export function latencyOf(values: ArrayLike<number>): Latency {
   const sorted = Float64Array.from(values).sort();
-  const at = (part: number): number => quantile(sorted, part);
+  const at = (part: number): number | null => (sorted.length < needed(part) ? null : quantile(sorted, part));
   const sum = sorted.reduce((total, value) => total + value, 0);
   return {
-    ...{ p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999) },
+    ...{ p50: quantile(sorted, 0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999) },
     ...{ max: sorted.at(-1) ?? NaN, mean: sum / sorted.length },
   };
 }

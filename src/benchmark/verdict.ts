@@ -1,6 +1,7 @@
 import type { Cell, StepResult } from './cell.ts';
 import type { Plan } from './plan.ts';
 import { seedOf } from './random.ts';
+import { needed } from './recorder.ts';
 import { medianInterval, ratioInterval, type Interval } from './statistics.ts';
 import type { Subject } from './subject.ts';
 import { placeOf, times, words, type Found } from './verdict-words.ts';
@@ -291,14 +292,20 @@ class Judge {
 
   #compare(format: Subject['format'], where: Where, of: string, by: string, confidence?: number): Comparison {
     const seed = seedOf(this.#plan.seed, where.scenario, where.step ?? '', where.measure, of);
-    const found = ratio(
-      this.#values(of, where),
-      this.#values(by, where),
-      seed,
-      this.#plan.rounds,
-      confidence,
+    const values = [this.#values(of, where), this.#values(by, where)] as const;
+    const found = ratio(...values, seed, this.#plan.rounds, confidence);
+    const few = where.measure === 'p99' && found.ratio === null && this.#isShort(where);
+    const why = few ? { why: `p99 needs ${String(needed(0.99))} requests a round` } : {};
+    return { format, ...where, of, by, ...found, ...why };
+  }
+
+  /** Whether no image got so many requests that p99 is known. */
+  #isShort({ scenario, step }: Where): boolean {
+    return [...this.#cells.values()].every(
+      (cell) =>
+        cell.scenario !== scenario ||
+        cell.steps.every((one) => one.step !== step || one.requests < needed(0.99)),
     );
-    return { format, ...where, of, by, ...found };
   }
 
   /** The value of each round; NaN where it is missing. Seconds are those of one request. */
@@ -310,7 +317,7 @@ class Judge {
       if (measure === 'extents') return cell.after?.extents ?? NaN;
       const found = cell.steps.find((one) => one.step === step);
       if (found === undefined) return NaN;
-      return measure === 'seconds' ? found.seconds / found.requests : found.latency[measure];
+      return measure === 'seconds' ? found.seconds / found.requests : (found.latency[measure] ?? NaN);
     });
   }
 }

@@ -48,7 +48,7 @@ export function studyText({ plan, cells, conclusion, seconds }: Study): string {
         );
         rows.push([
           ...[scenario, subject, name, created],
-          ...[micro(of(({ latency }) => latency.p50)), micro(of(({ latency }) => latency.p99))],
+          ...[micro(of(({ latency }) => latency.p50)), micro(of(({ latency }) => latency.p99 ?? NaN))],
           ...[
             micro(of(({ latency }) => latency.max)),
             `${formatSize(of(({ bytes, seconds: took }) => bytes / took))}/s`,

@@ -90,10 +90,11 @@ function latencies(
       .y1(([, count]) => base - (count / peak) * 24)
       .curve(curveStepAfter);
     const closed: Histogram = [...histogram, [(histogram.at(-1)?.[0] ?? 0) + 1, 0]];
-    const at = (part: 'p50' | 'p99'): number => median(steps.map(({ latency }) => latency[part])) / 1e9;
+    const at = (part: 'p50' | 'p99'): number =>
+      median(steps.map(({ latency }) => latency[part] ?? NaN)) / 1e9;
     const p50 = x(at('p50')).toFixed(1);
     const name = step === names[0] ? short(subject) : '';
-    return `<g class="${colourOf(subject)}">${label(4, base - 4, name)}${label(MARGIN.left - 6, base - 4, step === 'first' || step === 'rewrite' ? (step === 'first' ? '1st' : 're') : step.slice(0, 4), 'text-anchor="end" class="quiet"')}<path class="${step === names[0] ? 'fill' : 'pale'}" d="${shape(closed) ?? ''}"><title>${escaped(`${subject}, ${step}: p50 ${duration(at('p50'))}, p99 ${duration(at('p99'))}`)}</title></path><line stroke="var(--ink,#1f2328)" stroke-width="1.5" x1="${p50}" x2="${p50}" y1="${String(base - 25)}" y2="${String(base)}"/></g>`;
+    return `<g class="${colourOf(subject)}">${label(4, base - 4, name)}${label(MARGIN.left - 6, base - 4, step === 'first' || step === 'rewrite' ? (step === 'first' ? '1st' : 're') : step.slice(0, 4), 'text-anchor="end" class="quiet"')}<path class="${step === names[0] ? 'fill' : 'pale'}" d="${shape(closed) ?? ''}"><title>${escaped(`${subject}, ${step}: p50 ${duration(at('p50'))}, p99 ${Number.isFinite(at('p99')) ? duration(at('p99')) : 'not known'}`)}</title></path><line stroke="var(--ink,#1f2328)" stroke-width="1.5" x1="${p50}" x2="${p50}" y1="${String(base - 25)}" y2="${String(base)}"/></g>`;
   });
   return chart(
     `${format}-${scenario}-latency`,

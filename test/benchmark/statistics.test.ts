@@ -27,6 +27,11 @@ describe(`statistics (seed ${String(seed)})`, () => {
     expect(Number.isNaN(median([]))).toBe(true);
     const { p50, p90, p99, p999, max, mean } = latencyOf(Array.from({ length: 1001 }, (_, at) => at));
     expect([p50, p90, p99, p999, max, mean]).toEqual([500, 900, 990, 999, 1000, 500]);
+    // No more is told than there is: of 64 values nobody knows the one of 100 that is longest.
+    const few = latencyOf(Array.from({ length: 64 }, (_, at) => at));
+    expect([few.p90 === null, few.p99, few.p999, few.max]).toEqual([false, null, null, 63]);
+    expect(latencyOf([1, 2, 3]).p90).toBeNull();
+    expect(latencyOf(Array.from({ length: 100 }, () => 7)).p99).toBe(7);
   });
 
   it('hold for any values: quantiles ascend within the range, one of the order of the values', () => {

@@ -21,8 +21,7 @@ function about(value: number, round: number): number {
   return value * (1 + 0.01 * Math.sin(round * 2.4));
 }
 
-function step(name: 'first' | 'rewrite', seconds: number, bytes: number): StepResult {
-  const requests = 128;
+function step(name: 'first' | 'rewrite', seconds: number, bytes: number, requests: number): StepResult {
   return {
     ...{ step: name, engine: 'threads', requests, bytes: bytes * requests, seconds: seconds * requests },
     ...{ latency: latencyOf(Array.from({ length: requests }, () => seconds * 1e9)), histogram: [[1, 1]] },
@@ -34,7 +33,12 @@ const PLAN = planOf({
   ...{ size: 16 * MIB, seed: 3, subjects: ['raw-thin', 'raw-thick-eager'], scenarios: ['random-sync'] },
 });
 
-function cellsOf(plan: Plan, takes: (subject: string, round: number) => Takes, bytes = 4096): Cell[] {
+function cellsOf(
+  plan: Plan,
+  takes: (subject: string, round: number) => Takes,
+  bytes = 4096,
+  requests = 128,
+): Cell[] {
   return Array.from({ length: plan.rounds }, (_, round) =>
     plan.subjects.flatMap(({ id }) =>
       plan.scenarios.map((scenario): Cell => {
@@ -43,8 +47,8 @@ function cellsOf(plan: Plan, takes: (subject: string, round: number) => Takes, b
           ...{ round, subject: id, scenario: scenario.id, void: null, created: about(created, round) },
           ...{ quiet: null, createdBytes: null, before: null, after: null },
           steps: [
-            step('first', about(first, round + 1), bytes),
-            step('rewrite', about(rewrite, round + 2), bytes),
+            step('first', about(first, round + 1), bytes, requests),
+            step('rewrite', about(rewrite, round + 2), bytes, requests),
           ],
         };
       }),
@@ -141,6 +145,15 @@ describe('a verdict', () => {
       }
       expect(found.crossovers.map(({ writes }) => writes)).toEqual([null]);
     }
+  });
+
+  it('tells no tail of which there are too few requests', () => {
+    const tail = (requests: number): (readonly [string, string | undefined])[] =>
+      conclude(PLAN, cellsOf(PLAN, usual, 4096, requests), null)
+        .comparisons.filter(({ measure, step: name }) => measure === 'p99' && name === 'first')
+        .map(({ finding, why }) => [finding, why]);
+    expect(tail(64)).toEqual([['none', 'p99 needs 100 requests a round']]);
+    expect(tail(100)).toEqual([['faster', undefined]]);
   });
 
   it('of one format does not depend on the other', () => {
