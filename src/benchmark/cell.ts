@@ -58,6 +58,14 @@ export interface Clocks {
   readonly wall: () => number;
 }
 
+/** Requests at most, by scenario and step. */
+export type Most = ReadonlyMap<string, number>;
+
+/** The key of a step in {@link Most}. */
+export function keyOf(scenario: string, step: string): string {
+  return `${scenario} ${step}`;
+}
+
 /** What a cell is made of, beside the plan. The hooks let tests spoil it. */
 export interface Bench {
   readonly folder: string;
@@ -65,6 +73,8 @@ export interface Bench {
   readonly device: string | null;
   readonly clocks: Clocks;
   readonly signal?: AbortSignal | undefined;
+  /** Requests that an image gets at most, so that all get as many. */
+  readonly most?: Most | undefined;
   readonly afterCreate?: ((path: string, subject: Subject) => Promise<void>) | undefined;
   readonly afterStep?: ((measured: Measured, subject: Subject) => Measured) | undefined;
 }
@@ -140,8 +150,9 @@ async function allSteps(
     for (const [at, step] of steps.entries()) {
       bench.signal?.throwIfAborted();
       // What a step had no time for is not asked of the steps that come back to the same places.
-      const operations =
-        step.name === 'sequential' ? step.operations : step.operations.subarray(0, least * 3);
+      const back = step.name === 'sequential' ? Infinity : least;
+      const most = bench.most?.get(keyOf(scenario.id, step.name)) ?? Infinity;
+      const operations = step.operations.subarray(0, Math.min(back, most) * 3);
       const seed = seedOf(plan.seed, round, at);
       const { result, done } = await oneStep(
         plan,

@@ -27,8 +27,10 @@ export function parseStudy(text: string, path: string): Study {
   } catch (cause) {
     throw new SpindleError('UNKNOWN_FORMAT', 'this is no JSON of a study', { path, cause });
   }
-  const { kind, version, cells, conclusion, plan, environment } = (found ?? {}) as Partial<Study>;
-  const whole = [cells, conclusion?.verdict, conclusion?.controls, plan?.subjects].every(Array.isArray);
+  const { kind, version, cells, reduced, conclusion, plan, environment } = (found ?? {}) as Partial<Study>;
+  const whole = [cells, reduced, conclusion?.verdict, conclusion?.controls, plan?.subjects].every(
+    Array.isArray,
+  );
   if (kind !== 'spindle bench allocation' || version !== 1 || !whole || environment === undefined)
     throw new SpindleError('UNKNOWN_FORMAT', 'this is no study of bench allocation --json', { path });
   return found as Study;
@@ -36,13 +38,13 @@ export function parseStudy(text: string, path: string): Study {
 
 /** What differs in the conditions of two studies, so that a difference may come from there. */
 export function conditions(a: Study, b: Study): string[] {
-  const of = ({ environment, plan }: Study): Record<string, string> => ({
+  const of = ({ environment, plan, reduced }: Study): Record<string, string> => ({
     kernel: environment.kernel,
     'file system': environment.fileSystem ?? 'unknown',
     'mount options': environment.mountOptions.join(','),
     'page cache': String(plan.cached),
     'size of the disk': String(plan.size),
-    requests: JSON.stringify(plan.scale),
+    requests: JSON.stringify([plan.scale, reduced]),
     queue: JSON.stringify(environment.queue),
     engine: a.cells.flatMap(({ steps }) => steps.map(({ engine }) => engine))[0] ?? '',
   });

@@ -115,11 +115,14 @@ export function planOf(request: StudyRequest): Plan {
   };
 }
 
-/** All slots in order: each round holds every subject in every scenario; within a scenario the order is by chance. */
-export function scheduleOf({ seed, rounds, subjects, scenarios }: Plan): Slot[] {
+/**
+ * All slots in order, those of a round and a scenario together: each round holds every scenario, and that every subject,
+ * both in an order by chance.
+ */
+export function scheduleOf({ seed, rounds, subjects, scenarios }: Plan): Slot[][] {
   const random = seeded(seedOf(seed, 'order'));
   return Array.from({ length: rounds }, (_, round) =>
-    shuffled(scenarios, random).flatMap((scenario) =>
+    shuffled(scenarios, random).map((scenario) =>
       shuffled(subjects, random).map((subject) => ({ round, subject, scenario })),
     ),
   ).flat();

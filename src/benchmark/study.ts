@@ -7,6 +7,7 @@ import { stopIfAborted } from '../core/working.ts';
 import { measure, watch, type Bench, type Cell, type Clocks } from './cell.ts';
 import { environmentOf, type Environment } from './environment.ts';
 import { native } from '../native/binding.ts';
+import { mostOf, reductions, type Reduced } from './pace.ts';
 import { planOf, roomFor, scheduleOf, type Plan, type Slot, type StudyRequest } from './plan.ts';
 import { makeImage } from './subject.ts';
 import { conclude, type Conclusion } from './verdict.ts';
@@ -31,6 +32,8 @@ export interface Study {
   readonly environment: Environment;
   readonly loadAfter: number;
   readonly cells: readonly Cell[];
+  /** Steps of which every image got fewer requests than the preset has. */
+  readonly reduced: readonly Reduced[];
   readonly conclusion: Conclusion;
 }
 
@@ -68,7 +71,7 @@ export async function study(folder: string, options: StudyOptions = {}): Promise
   const started = new Date().toISOString();
   const begin = clocks.steady();
   const whole = watch(clocks);
-  const cells = await inScratch(folder, (scratch) =>
+  const { cells, reduced } = await inScratch(folder, (scratch) =>
     allCells(plan, scratch, environment, { ...options, clocks }),
   );
   const seconds = (clocks.steady() - begin) / 1000;
@@ -78,7 +81,7 @@ export async function study(folder: string, options: StudyOptions = {}): Promise
     ...{ kind: 'spindle bench allocation', version: 1, started, seconds, folder, environment },
     plan: { ...rest, scenarios: scenarios.map(({ id, title, images }) => ({ id, title, images })) },
     loadAfter: loadavg()[0] ?? 0,
-    cells,
+    ...{ cells, reduced },
     conclusion: conclude(plan, cells, jumped),
   };
 }
@@ -103,37 +106,50 @@ async function allCells(
   scratch: string,
   { device }: Environment,
   { clocks, signal, onCell, afterCreate, afterStep }: StudyOptions & { readonly clocks: Clocks },
-): Promise<Cell[]> {
+): Promise<Pick<Study, 'cells' | 'reduced'>> {
   const base = join(scratch, 'base.raw');
   const raw = { id: 'base', format: 'raw', policy: 'thin', control: false, overlay: false } as const;
   if (plan.subjects.some(({ overlay }) => overlay)) await makeImage(base, raw, plan.size, '', signal);
-  const images = join(scratch, 'images');
   const schedule = scheduleOf(plan);
-  const cells: Cell[] = [];
-  for (const [index, slot] of schedule.entries()) {
+  const [cells, reduced]: [Cell[], Reduced[]] = [[], []];
+  let [done, total] = [0, schedule.flat().length];
+  const one = async (slot: Slot): Promise<Cell> => {
     stopIfAborted(signal);
-    onCell?.(index, schedule.length, slot);
-    const folder = `${images}-${String(index)}`;
-    await freshFolder(folder, async () => {
-      try {
-        cells.push(
-          await measure(plan, slot, { ...{ folder, base, device, clocks, signal }, afterCreate, afterStep }),
-        );
-      } catch (error) {
-        // The steps stop with the words of the signal.
-        stopIfAborted(signal);
-        throw error;
-      }
-    });
+    onCell?.(done, total, slot);
+    const folder = join(scratch, `images-${String(done)}`);
+    const bench = { ...{ folder, base, device, clocks, signal }, afterCreate, afterStep };
+    try {
+      return await inFresh(folder, () => measure(plan, slot, { ...bench, most: mostOf(reduced) }));
+    } catch (error) {
+      // The steps stop with the words of the signal.
+      stopIfAborted(signal);
+      throw error;
+    } finally {
+      done++;
+    }
+  };
+  for (const slots of schedule) {
+    const found: Cell[] = [];
+    for (const slot of slots) found.push(await one(slot));
+    const [first] = slots;
+    const less = first?.round === 0 ? reductions(plan, first.scenario, found) : [];
+    if (less.length > 0) {
+      // Of what was too much for the slowest nothing counts: all begin again with what all can do.
+      reduced.push(...less);
+      total += slots.length;
+      found.length = 0;
+      for (const slot of slots) found.push(await one(slot));
+    }
+    cells.push(...found);
   }
-  onCell?.(schedule.length, schedule.length, undefined);
-  return cells;
+  onCell?.(done, total, undefined);
+  return { cells, reduced };
 }
 
-async function freshFolder(path: string, work: () => Promise<void>): Promise<void> {
+async function inFresh<T>(path: string, work: () => Promise<T>): Promise<T> {
   mkdirSync(path);
   try {
-    await work();
+    return await work();
   } finally {
     rmSync(path, { recursive: true, force: true });
   }

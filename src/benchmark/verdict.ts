@@ -215,9 +215,8 @@ class Judge {
       if (this.#steps.get(scenario)?.has('rewrite') !== true) return [];
       return (['p50', 'seconds'] as const).map((measure) => {
         const first = { scenario, step: 'first', measure };
-        const of = this.#values(id, first);
-        const by = this.#values(id, { ...first, step: 'rewrite' });
-        const rewritten = ratio(of, by, seedOf(this.#plan.seed, id, scenario, measure), this.#plan.rounds);
+        const pairs = this.#pairs([id, first], [id, { ...first, step: 'rewrite' }]);
+        const rewritten = ratio(pairs, seedOf(this.#plan.seed, id, scenario, measure));
         return withheld({ ...{ format, ...first, of: id, by: `${id} rewritten` }, ...rewritten }, controls);
       });
     });
@@ -240,21 +239,18 @@ class Judge {
 
   #crossover(subject: Subject, thin: Subject, scenario: string, controls: readonly Comparison[]): Crossover {
     const { id, format } = subject;
-    const { rounds, size, seed } = this.#plan;
+    const { size, seed } = this.#plan;
     const [creation, first]: [Where, Where] = [
       { scenario, step: null, measure: 'created' },
       { scenario, step: 'first', measure: 'seconds' },
     ];
-    const minus = (where: Where): Interval => {
-      const [of, by] = [this.#values(id, where), this.#values(thin.id, where)];
-      const sign = where.measure === 'created' ? 1 : -1;
-      const pairs = of.map((value, at) => sign * (value - (by[at] ?? NaN))).filter(Number.isFinite);
-      return medianInterval(pairs, seedOf(seed, id, scenario, 'crossover'));
+    const [created, written] = [creation, first].map((where) => this.#pairs([id, where], [thin.id, where]));
+    const minus = (pairs: readonly Values[] = [], sign: 1 | -1): Interval => {
+      const all = pairs.flatMap(({ of, by, why }) => (why === null ? [sign * (of - by)] : []));
+      return medianInterval(all, seedOf(seed, id, scenario, 'crossover'));
     };
-    const [cost, saving, bytes] = [minus(creation), minus(first), this.#lengthOf(id, scenario)];
-    const whole = [creation, first].every((where) =>
-      [id, thin.id].every((one) => this.#values(one, where).filter((value) => value > 0).length === rounds),
-    );
+    const [cost, saving, bytes] = [minus(created, 1), minus(written, -1), this.#lengthOf(id, scenario)];
+    const whole = [created, written].every((pairs) => pairs?.every(({ why }) => why === null));
     const strays = [creation, first].some((where) => {
       const control = controlOf({ format, ...where }, controls);
       return control !== undefined && isDifferent(control.finding);
@@ -292,8 +288,7 @@ class Judge {
 
   #compare(format: Subject['format'], where: Where, of: string, by: string, confidence?: number): Comparison {
     const seed = seedOf(this.#plan.seed, where.scenario, where.step ?? '', where.measure, of);
-    const values = [this.#values(of, where), this.#values(by, where)] as const;
-    const found = ratio(...values, seed, this.#plan.rounds, confidence);
+    const found = ratio(this.#pairs([of, where], [by, where]), seed, confidence);
     const few = where.measure === 'p99' && found.ratio === null && this.#isShort(where);
     const why = few ? { why: `p99 needs ${String(needed(0.99))} requests a round` } : {};
     return { format, ...where, of, by, ...found, ...why };
@@ -308,30 +303,69 @@ class Judge {
     );
   }
 
-  /** The value of each round; NaN where it is missing. Seconds are those of one request. */
-  #values(subject: string, { scenario, step, measure }: Where): number[] {
+  /** What two subjects, or two steps of one, came to in each round. */
+  #pairs(...sides: readonly [of: Side, by: Side]): Values[] {
+    const isOne = sides[0][0] === sides[1][0];
     return Array.from({ length: this.#plan.rounds }, (_, round) => {
-      const cell = this.#cells.get(`${subject} ${scenario} ${String(round)}`);
-      if (cell === undefined) return NaN;
-      if (measure === 'created') return cell.created;
-      if (measure === 'extents') return cell.after?.extents ?? NaN;
-      const found = cell.steps.find((one) => one.step === step);
-      if (found === undefined) return NaN;
-      return measure === 'seconds' ? found.seconds / found.requests : (found.latency[measure] ?? NaN);
+      const [of, by] = sides.map(([subject, where]) => this.#value(subject, where, round)) as [
+        number,
+        number,
+      ];
+      const works = sides.map(([subject, where]) => {
+        const work = this.#workOf(subject, where, round);
+        return isOne ? String(work.at(-1)) : work.join();
+      });
+      const same = works[0] === works[1];
+      return { of, by, why: of > 0 && by > 0 ? (same ? null : UNLIKE) : MISSING };
     });
+  }
+
+  /** NaN where it is missing. Seconds are those of one request. */
+  #value(subject: string, { scenario, step, measure }: Where, round: number): number {
+    const cell = this.#cells.get(`${subject} ${scenario} ${String(round)}`);
+    if (cell === undefined) return NaN;
+    if (measure === 'created') return cell.created;
+    if (measure === 'extents') return cell.after?.extents ?? NaN;
+    const found = cell.steps.find((one) => one.step === step);
+    if (found === undefined) return NaN;
+    return measure === 'seconds' ? found.seconds / found.requests : (found.latency[measure] ?? NaN);
+  }
+
+  /** Requests of each step up to the end of what is measured. */
+  #workOf(subject: string, { scenario, step, measure }: Where, round: number): number[] {
+    if (measure === 'created') return [];
+    const steps = this.#cells.get(`${subject} ${scenario} ${String(round)}`)?.steps ?? [];
+    const last = steps.findIndex((one) => one.step === step);
+    const until = step === null ? steps : steps.slice(0, last + 1);
+    return until.map(({ requests }) => requests);
   }
 }
 
+/** A subject, or a step of it. */
+type Side = readonly [subject: string, where: Where];
+
+/** Two values of a round, and why they count for nothing; null: they count. */
+interface Values {
+  readonly of: number;
+  readonly by: number;
+  readonly why: string | null;
+}
+
+const MISSING = 'nothing that counts was measured';
+const UNLIKE = 'not all images had the time for the same requests';
+
 function ratio(
-  of: readonly number[],
-  by: readonly number[],
+  pairs: readonly Values[],
   seed: number,
-  rounds: number,
   confidence?: number,
 ): Pick<Comparison, 'ratio' | 'finding' | 'why'> {
-  const usable = of.filter((value, at) => value > 0 && (by[at] ?? NaN) > 0).length;
-  if (usable < rounds)
-    return { ratio: null, finding: 'none', why: `${String(usable)} of ${String(rounds)} rounds count` };
+  const bad = pairs.flatMap(({ why }) => why ?? []);
+  if (bad.length > 0)
+    return {
+      ...{ ratio: null, finding: 'none' },
+      why: `in ${String(bad.length)} of ${String(pairs.length)} rounds ${bad[0] ?? ''}`,
+    };
+  const [of, by] = [pairs.map((pair) => pair.of), pairs.map((pair) => pair.by)];
   const found = ratioInterval(of, by, seed, confidence);
   return { ratio: found, finding: findingOf(found) };
 }

@@ -27,7 +27,7 @@ export function cellText(done: number, total: number, next: Slot | undefined, se
 }
 
 /** The table and the verdict. */
-export function studyText({ plan, cells, conclusion, seconds }: Study): string {
+export function studyText({ plan, cells, reduced, conclusion, seconds }: Study): string {
   const rows: string[][] = [];
   for (const { id: scenario } of plan.scenarios) {
     for (const { id: subject } of plan.subjects) {
@@ -77,8 +77,12 @@ export function studyText({ plan, cells, conclusion, seconds }: Study): string {
     ({ format, lines }) => `${format}\n${lines.map((line) => `  ${line}\n`).join('')}`,
   );
   const engines = [...new Set(cells.flatMap(({ steps }) => steps.map(({ engine }) => engine)))].join(', ');
+  const less = reduced.map(
+    (one) =>
+      `Fewer requests: ${one.scenario}, ${one.step}: ${String(one.requests)} of ${String(one.of)} for each image, as the slowest has no time for more.\n`,
+  );
   return `${table([head, ...rows])}
-Medians of rounds. "device" is bytes that the device was sent for each byte written by the guest. Engines: ${engines}.
+${less.join('')}Medians of rounds. "device" is bytes that the device was sent for each byte written by the guest. Engines: ${engines}.
 
 Verdict (intervals of at least 95 %, of controls ${percent(controlConfidence(plan.rounds))}; differences under ${String(conclusion.margin * 100)} % count as none)
 ${verdicts.join('')}

@@ -244,6 +244,13 @@ export function pageOf(study: Study, drill?: Drill): string {
     ['seed', String(plan.seed)],
     ['rounds', String(plan.rounds)],
     ['disk', formatSize(plan.size)],
+    ...study.reduced.map(
+      ({ scenario, step, requests, of: all }) =>
+        [
+          'fewer requests',
+          `${scenario}, ${step}: ${String(requests)} of ${String(all)} for each image, as the slowest has no time for more`,
+        ] as const,
+    ),
     ['requests', plan.cached ? 'through the page cache' : 'past the page cache (O_DIRECT)'],
     [
       'engines',

@@ -96,6 +96,19 @@ describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => 
     refused(found, /the clock jumped by/);
   });
 
+  it('nor of a policy that had the time for less work in one round', async () => {
+    let steps = 0;
+    const found = await small({
+      afterStep: (measured, { policy }) =>
+        policy === 'thick-lazy' && ++steps > 5
+          ? { ...measured, latencies: measured.latencies.slice(9) }
+          : measured,
+    });
+    const extents = found.conclusion.comparisons.find(({ measure }) => measure === 'extents');
+    expect(extents?.finding).toBe('none');
+    expect(extents?.why).toMatch(/not all images had the time/);
+  });
+
   it('and without sabotage, where all takes the same, says that there is no difference', async () => {
     const found = await small({ afterStep: latency(() => 1) });
     const [verdict] = found.conclusion.verdict;
@@ -111,6 +124,28 @@ describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => 
 });
 
 describe.skipIf(!addonHere)('a study', () => {
+  it('gives every policy as many requests as the slowest has time for', async () => {
+    const found = await small({
+      // Ten requests of 100 ms each are all that there is time for.
+      afterStep: (measured, { policy }) => {
+        const latencies = measured.latencies
+          .slice(0, policy === 'thick-lazy' ? 10 : Infinity)
+          .map(() => (policy === 'thick-lazy' ? 1e8 : 1e6));
+        return { ...measured, latencies, elapsed: latencies.reduce((sum, one) => sum + one, 0) };
+      },
+    });
+    expect(found.reduced).toEqual([
+      { scenario: 'random-sync', step: 'first', requests: 5, of: 64 },
+      { scenario: 'random-sync', step: 'rewrite', requests: 5, of: 64 },
+    ]);
+    expect(found.cells).toHaveLength(3 * 7);
+    for (const { steps } of found.cells) expect(steps.map(({ requests }) => requests)).toEqual([5, 5]);
+    expect(found.conclusion.comparisons.find(({ measure }) => measure === 'p50')?.finding).toBe('slower');
+    // Of what was measured before that nothing is left.
+    for (const { subject, after: space } of found.cells)
+      if (subject !== 'raw-thick-lazy') expect(space?.written).toBeLessThanOrEqual(5 * 65536);
+  });
+
   it('is the same plan for the same seed, each round with every subject', async () => {
     const [one, other] = [await small({}), await small({})];
     const order = ({ cells }: Study): string[] =>

@@ -147,6 +147,23 @@ describe('a verdict', () => {
     }
   });
 
+  it('compares no images that did unequal work, whose extents and times would differ for that alone', () => {
+    const cut = cellsOf(PLAN, usual).map((cell) =>
+      cell.subject === 'raw-thick-eager' && cell.round === 5
+        ? { ...cell, steps: cell.steps.map((one) => ({ ...one, requests: 90 })) }
+        : cell,
+    );
+    const found = conclude(PLAN, cut, null);
+    const about = found.comparisons.filter(({ measure }) => measure !== 'created');
+    expect(about.map(({ measure }) => measure)).toContain('extents');
+    for (const { finding, why } of about)
+      expect([finding, why]).toEqual(['none', expect.stringMatching(/^in \d of 7 rounds /)]);
+    expect(seconds(found)?.why).toBe('in 1 of 7 rounds not all images had the time for the same requests');
+    expect(found.crossovers[0]?.writes).toBeNull();
+    // Beside its own rewrites, which were as many, its first writes are what they were.
+    expect(found.firstWrites.map(({ finding }) => finding)).not.toContain('none');
+  });
+
   it('tells no tail of which there are too few requests', () => {
     const tail = (requests: number): (readonly [string, string | undefined])[] =>
       conclude(PLAN, cellsOf(PLAN, usual, 4096, requests), null)
@@ -177,7 +194,13 @@ describe('a verdict', () => {
 
 function studyOf(cells: readonly Cell[], jumped: string | null = null): Study {
   const environment = { kernel: 'k', fileSystem: 'ext4', mountOptions: [], queue: {} };
-  return { plan: PLAN, cells, conclusion: conclude(PLAN, cells, jumped), environment } as unknown as Study;
+  return {
+    plan: PLAN,
+    cells,
+    reduced: [],
+    conclusion: conclude(PLAN, cells, jumped),
+    environment,
+  } as unknown as Study;
 }
 
 describe('two studies side by side', () => {
