@@ -10,7 +10,7 @@ import {
   type Target,
 } from './engine.ts';
 import type { Plan, Slot } from './plan.ts';
-import { broken, spaceOf, type Space } from './precondition.ts';
+import { broken, missing, spaceOf, type Space } from './precondition.ts';
 import { seedOf } from './random.ts';
 import type { Step } from './scenario.ts';
 import { histogramOf, latencyOf, type Histogram, type Latency } from './statistics.ts';
@@ -76,6 +76,8 @@ export interface Bench {
   /** Requests that an image gets at most, so that all get as many. */
   readonly most?: Most | undefined;
   readonly afterCreate?: ((path: string, subject: Subject) => Promise<void>) | undefined;
+  /** Before a step but the first, when what it needs is not proven yet. */
+  readonly beforeStep?: ((path: string, subject: Subject, step: Step['name']) => Promise<void>) | undefined;
   readonly afterStep?: ((measured: Measured, subject: Subject) => Measured) | undefined;
 }
 
@@ -104,7 +106,7 @@ export async function measure(plan: Plan, { round, subject, scenario }: Slot, be
   const [path = ''] = paths;
   const fresh = await spaceOf(path);
   // A run on an image that is not what it says would say nothing.
-  const steps = reasons.length > 0 ? [] : await allSteps(plan, { round, subject, scenario }, bench, paths);
+  const steps = await allSteps(plan, { round, subject, scenario }, bench, { paths, reasons });
   const jumped = clock();
   if (jumped !== null) reasons.push(jumped);
   return {
@@ -128,16 +130,22 @@ export function watch({ steady, wall }: Clocks): () => string | null {
   };
 }
 
+interface Fresh {
+  readonly paths: readonly string[];
+  /** Why the cell is void, which more is added to. */
+  readonly reasons: string[];
+}
+
 async function allSteps(
   plan: Plan,
   slot: Slot,
   bench: Bench,
-  paths: readonly string[],
+  { paths, reasons }: Fresh,
 ): Promise<StepResult[]> {
   const { subject, scenario, round } = slot;
   const targets: Target[] = [];
   try {
-    for (const path of paths)
+    for (const path of reasons.length > 0 ? [] : paths)
       targets.push(
         subject.format === 'raw'
           ? await rawTarget(path, !plan.cached, plan.threads)
@@ -147,8 +155,12 @@ async function allSteps(
     // Subjects of a round get the same blocks, so that pairs are fair.
     const steps = scenario.steps(plan.size, plan.scale, seedOf(plan.seed, scenario.id, round));
     let least = Infinity;
+    let changed = new Float64Array();
     for (const [at, step] of steps.entries()) {
       bench.signal?.throwIfAborted();
+      if (at > 0 && reasons.length === 0)
+        reasons.push(...(await proven(slot, bench, { paths, step, changed })));
+      if (reasons.length > 0) break;
       // What a step had no time for is not asked of the steps that come back to the same places.
       const back = step.name === 'sequential' ? Infinity : least;
       const most = bench.most?.get(keyOf(scenario.id, step.name)) ?? Infinity;
@@ -160,12 +172,32 @@ async function allSteps(
         { targets, subject, bench, seed },
       );
       least = Math.min(least, done);
+      if (operations[2] !== OperationKind.read) changed = operations.slice(0, done * 3);
       results.push(result);
     }
     return results;
   } finally {
     await closeTargets(targets);
   }
+}
+
+interface Next {
+  readonly paths: readonly string[];
+  readonly step: Step;
+  /** The requests before it that changed something. */
+  readonly changed: Float64Array;
+}
+
+/** What a step but the first needs and does not find. */
+async function proven({ subject }: Slot, bench: Bench, { paths, step, changed }: Next): Promise<string[]> {
+  const left = changed[2] === OperationKind.punch ? 'discarded' : 'written';
+  const reasons: string[] = [];
+  for (const path of paths) {
+    await bench.beforeStep?.(path, subject, step.name);
+    const wrong = await missing(path, subject.format, changed, left);
+    if (wrong !== null) reasons.push(`${step.name}: ${wrong}`);
+  }
+  return reasons;
 }
 
 interface Around {

@@ -12,8 +12,10 @@ import { planOf, roomFor, scheduleOf, type Plan, type Slot, type StudyRequest } 
 import { makeImage } from './subject.ts';
 import { conclude, type Conclusion } from './verdict.ts';
 
-/** How a study is watched and stopped. */
-export interface StudyOptions extends StudyRequest, Pick<Bench, 'afterCreate' | 'afterStep' | 'signal'> {
+type Hook = 'afterCreate' | 'beforeStep' | 'afterStep';
+
+/** How a study is watched and stopped. The hooks let tests spoil it. */
+export interface StudyOptions extends StudyRequest, Pick<Bench, Hook | 'signal'> {
   readonly clocks?: Clocks | undefined;
   readonly onPlan?: (plan: Plan, environment: Environment) => void;
   readonly onCell?: (done: number, total: number, next: Slot | undefined) => void;
@@ -105,7 +107,7 @@ async function allCells(
   plan: Plan,
   scratch: string,
   { device }: Environment,
-  { clocks, signal, onCell, afterCreate, afterStep }: StudyOptions & { readonly clocks: Clocks },
+  { clocks, signal, onCell, afterCreate, beforeStep, afterStep }: StudyOptions & { readonly clocks: Clocks },
 ): Promise<Pick<Study, 'cells' | 'reduced'>> {
   const base = join(scratch, 'base.raw');
   const raw = { id: 'base', format: 'raw', policy: 'thin', control: false, overlay: false } as const;
@@ -117,7 +119,7 @@ async function allCells(
     stopIfAborted(signal);
     onCell?.(done, total, slot);
     const folder = join(scratch, `images-${String(done)}`);
-    const bench = { ...{ folder, base, device, clocks, signal }, afterCreate, afterStep };
+    const bench = { ...{ folder, base, device, clocks, signal }, ...{ afterCreate, beforeStep, afterStep } };
     try {
       return await inFresh(folder, () => measure(plan, slot, { ...bench, most: mostOf(reduced) }));
     } catch (error) {

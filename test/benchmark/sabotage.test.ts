@@ -1,4 +1,4 @@
-import { closeSync, fsyncSync, openSync, readdirSync, writeSync } from 'node:fs';
+import { closeSync, fsyncSync, openSync, readdirSync, truncateSync, writeSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { study, type Study, type StudyOptions } from '../../src/benchmark/study.ts';
 import { addonHere } from '../native/help.ts';
@@ -76,6 +76,38 @@ describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => 
     const about = found.conclusion.comparisons.filter(({ of }) => of === 'raw-thick-lazy');
     expect(about.length).toBeGreaterThan(0);
     for (const { finding } of about) expect(finding).toBe('none');
+  });
+
+  it('where what was written is gone before it is rewritten', async () => {
+    const found = await small({
+      beforeStep: (path, { control }, step) => {
+        if (step === 'rewrite' && control) {
+          truncateSync(path, 0);
+          truncateSync(path, 16 * MIB);
+        }
+        return Promise.resolve();
+      },
+    });
+    refused(found, /void: raw-control.*rewrite: 64 of 64 requests before it left no written blocks/);
+    for (const { subject, steps } of found.cells)
+      expect(steps.map(({ step }) => step)).toEqual(
+        subject === 'raw-control' ? ['first'] : ['first', 'rewrite'],
+      );
+  });
+
+  it('where what was discarded is still there when it is written again', async () => {
+    const found = await small({
+      ...{ scenarios: ['discard'], subjects: ['raw-thin', 'qcow2-thin'] },
+      beforeStep: (path, { format, control }, step) => {
+        if (step === 'again' && control && format === 'raw') overwrite(path, MIB);
+        return Promise.resolve();
+      },
+    });
+    expect(found.conclusion.verdict.map(({ format, given }) => [format, given])[0]).toEqual(['raw', false]);
+    expect(found.conclusion.verdict[0]?.lines[1]).toMatch(
+      /void: raw-control.*again: \d+ of 64 requests before it left no discarded blocks/,
+    );
+    for (const { subject } of found.conclusion.voids) expect(subject).toBe('raw-control');
   });
 
   it('where the control differs from itself', async () => {
