@@ -12,7 +12,7 @@ import {
 import type { Plan, Slot } from './plan.ts';
 import { broken, missing, spaceOf, type Space } from './precondition.ts';
 import { seedOf } from './random.ts';
-import type { Step } from './scenario.ts';
+import { filling, type Step } from './scenario.ts';
 import { histogramOf, latencyOf, type Histogram, type Latency } from './statistics.ts';
 import { makeImage, type Subject } from './subject.ts';
 
@@ -69,6 +69,7 @@ export function keyOf(scenario: string, step: string): string {
 /** What a cell is made of, beside the plan. The hooks let tests spoil it. */
 export interface Bench {
   readonly folder: string;
+  /** The backing file of overlays. */
   readonly base: string;
   readonly device: string | null;
   readonly clocks: Clocks;
@@ -102,6 +103,10 @@ export async function measure(plan: Plan, { round, subject, scenario }: Slot, be
     await bench.afterCreate?.(path, subject);
     const wrong = await broken(path, subject.format, subject.policy);
     if (wrong !== null) reasons.push(wrong);
+  }
+  if (subject.overlay) {
+    const wrong = await missing(bench.base, 'raw', filling(plan.size), 'written');
+    if (wrong !== null) reasons.push(`the backing file: ${wrong}`);
   }
   const [path = ''] = paths;
   const fresh = await spaceOf(path);

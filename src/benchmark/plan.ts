@@ -1,6 +1,6 @@
 import { SpindleError } from '../core/errors.ts';
 import { seeded, seedOf, shuffled } from './random.ts';
-import { SCENARIOS, type Scale, type Scenario } from './scenario.ts';
+import { SCENARIOS, UNIT, type Scale, type Scenario } from './scenario.ts';
 import { DEFAULT_SUBJECTS, subjectsOf, type Subject } from './subject.ts';
 
 /** How much is measured, by the name of a preset. */
@@ -10,7 +10,7 @@ interface PresetPlan {
   /** Bytes of the disk. */
   readonly size: number;
   readonly rounds: number;
-  readonly scale: Scale;
+  readonly scale: Omit<Scale, 'unit'>;
   /** Scenarios by id; undefined: all. */
   readonly scenarios?: readonly string[];
   /** Nanoseconds after which a step begins no further request. */
@@ -96,18 +96,12 @@ export function planOf(request: StudyRequest): Plan {
   const unknown = wanted.find((id) => !SCENARIOS.some((scenario) => scenario.id === id));
   if (unknown !== undefined)
     throw bad(`there is no phase '${unknown}'; there are ${SCENARIOS.map(({ id }) => id).join(', ')}`);
+  const subjects = subjectsOf(request.subjects ?? DEFAULT_SUBJECTS);
+  const unit = Math.max(UNIT, ...subjects.map(({ clusterSize }) => clusterSize ?? 0));
   return {
-    ...{
-      preset,
-      goodFor: standard.goodFor,
-      seed,
-      size,
-      rounds,
-      scale: standard.scale,
-      limit: standard.limit,
-    },
+    ...{ preset, goodFor: standard.goodFor, seed, size, rounds, limit: standard.limit },
+    ...{ scale: { ...standard.scale, unit }, subjects },
     ...{ cached: request.cached === true, threads: request.threads === true },
-    subjects: subjectsOf(request.subjects ?? DEFAULT_SUBJECTS),
     scenarios: SCENARIOS.filter(({ id }) => wanted.includes(id)).map((scenario) => ({
       ...scenario,
       images: Math.min(scenario.images, standard.scale.images),

@@ -7,6 +7,10 @@ import { stopIfAborted } from '../core/working.ts';
 import { measure, watch, type Bench, type Cell, type Clocks } from './cell.ts';
 import { environmentOf, type Environment } from './environment.ts';
 import { native } from '../native/binding.ts';
+import { OperationKind } from '../native/types.ts';
+import { rawTarget } from './engine.ts';
+import { seedOf } from './random.ts';
+import { filling } from './scenario.ts';
 import { mostOf, reductions, type Reduced } from './pace.ts';
 import { planOf, roomFor, scheduleOf, type Plan, type Slot, type StudyRequest } from './plan.ts';
 import { makeImage } from './subject.ts';
@@ -110,8 +114,7 @@ async function allCells(
   { clocks, signal, onCell, afterCreate, beforeStep, afterStep }: StudyOptions & { readonly clocks: Clocks },
 ): Promise<Pick<Study, 'cells' | 'reduced'>> {
   const base = join(scratch, 'base.raw');
-  const raw = { id: 'base', format: 'raw', policy: 'thin', control: false, overlay: false } as const;
-  if (plan.subjects.some(({ overlay }) => overlay)) await makeImage(base, raw, plan.size, '', signal);
+  if (plan.subjects.some(({ overlay }) => overlay)) await makeBase(base, plan, signal);
   const schedule = scheduleOf(plan);
   const [cells, reduced]: [Cell[], Reduced[]] = [[], []];
   let [done, total] = [0, schedule.flat().length];
@@ -146,6 +149,23 @@ async function allCells(
   }
   onCell?.(done, total, undefined);
   return { cells, reduced };
+}
+
+/** The backing file of overlays holds data: what an overlay takes from holes costs it nothing. */
+async function makeBase(
+  path: string,
+  { size, seed, cached, threads }: Plan,
+  signal?: AbortSignal,
+): Promise<void> {
+  const raw = { id: 'base', format: 'raw', policy: 'thin', control: false, overlay: false } as const;
+  await makeImage(path, raw, size, '', signal);
+  const target = await rawTarget(path, !cached, threads);
+  try {
+    await target.run({ operations: filling(size), depth: 4, seed: seedOf(seed, 'base'), limit: 0 });
+    await target.run({ operations: Float64Array.of(0, 0, OperationKind.sync), depth: 1, seed, limit: 0 });
+  } finally {
+    await target.close();
+  }
 }
 
 async function inFresh<T>(path: string, work: () => Promise<T>): Promise<T> {

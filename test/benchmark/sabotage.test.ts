@@ -1,5 +1,7 @@
 import { closeSync, fsyncSync, openSync, readdirSync, truncateSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { planOf } from '../../src/benchmark/plan.ts';
 import { study, type Study, type StudyOptions } from '../../src/benchmark/study.ts';
 import { addonHere } from '../native/help.ts';
 import { tempDir } from '../tool/temp.ts';
@@ -156,6 +158,46 @@ describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => 
 });
 
 describe.skipIf(!addonHere)('a study', () => {
+  it('writes to no cluster twice and discards whole ones, whatever their size', async () => {
+    const found = await small({
+      subjects: ['qcow2-thin', 'qcow2-thin:cluster_size=2M'],
+      scenarios: ['discard'],
+    });
+    expect(found.conclusion.voids).toEqual([]);
+    for (const { steps } of found.cells)
+      expect(steps.map(({ step, requests, bytes }) => [step, requests, bytes])).toEqual([
+        ['first', 8, 8 * 4096],
+        ['discard', 8, 16 * MIB],
+        ['again', 8, 8 * 4096],
+      ]);
+    const { scale, scenarios } = planOf({ size: 64 * MIB, subjects: ['qcow2-thin:cluster_size=1M'] });
+    for (const { id, steps } of scenarios) {
+      if (!id.startsWith('random')) continue;
+      const [first] = steps(64 * MIB, scale, SEED);
+      const clusters = (first?.operations ?? [])
+        .filter((_, at) => at % 3 === 0)
+        .map((at) => Math.floor(at / MIB));
+      expect(new Set(clusters).size, id).toBe(clusters.length);
+    }
+  });
+
+  it('has overlays over a backing file that holds data', async () => {
+    const folders: string[] = [];
+    const found = await small({
+      ...{ subjects: ['qcow2-thin', 'qcow2-overlay'], scenarios: ['random-sync'] },
+      afterCreate: (path, { overlay }) => {
+        if (overlay) folders.push(join(path, '../../base.raw'));
+        if (folders.length === 3 && overlay) truncateSync(folders[0] ?? '', 8 * MIB);
+        return Promise.resolve();
+      },
+    });
+    expect(folders).toHaveLength(7);
+    expect(found.conclusion.voids.map(({ subject, round }) => [subject, round])).toEqual(
+      [2, 3, 4, 5, 6].map((round) => ['qcow2-overlay', round]),
+    );
+    refused(found, /qcow2-overlay.*the backing file: 8 of 16 requests before it left no written blocks/);
+  });
+
   it('gives every policy as many requests as the slowest has time for', async () => {
     const found = await small({
       // Ten requests of 100 ms each are all that there is time for.
