@@ -1,5 +1,5 @@
 import { OperationKind } from '../native/types.ts';
-import { countersOf, untilQuiet, type Counters } from './environment.ts';
+import { countersOf, untilQuiet, type Counters, type Patience } from './environment.ts';
 import {
   closeTargets,
   imageTarget,
@@ -42,7 +42,7 @@ export interface Cell {
   readonly scenario: string;
   /** Why it counts for nothing; null: it counts. */
   readonly void: string | null;
-  /** Seconds until the image was durable, and after that until the device was quiet. */
+  /** Seconds until the image was durable, and after that until the device was quiet; null: not to be seen, or never. */
   readonly created: number;
   readonly quiet: number | null;
   /** What creation sent to the device. */
@@ -85,6 +85,10 @@ export interface Bench {
 /** Parts of the time of a step in its series. */
 const PARTS = 24;
 
+/** How long the device is waited for where that is measured, and before the first request. */
+const WATCHED: Patience = { quiet: 50, longest: 5000 };
+const PAUSE: Patience = { quiet: 20, longest: 500 };
+
 /** Makes the images of a slot, proves what they are, and measures them. The images stay. @throws what making and requests throw */
 export async function measure(plan: Plan, { round, subject, scenario }: Slot, bench: Bench): Promise<Cell> {
   const clock = watch(bench.clocks);
@@ -97,7 +101,8 @@ export async function measure(plan: Plan, { round, subject, scenario }: Slot, be
   for (const path of paths) await makeImage(path, subject, plan.size, bench.base, bench.signal);
   const created = (bench.clocks.steady() - start) / 1000 / paths.length;
   const createdBytes = difference(before.device, countersOf(bench.device).device);
-  const quiet = scenario.id === 'create' ? await untilQuiet(bench.device) : null;
+  // What creation leaves to do later must not fall into the time of first writes.
+  const quiet = await untilQuiet(bench.device, scenario.id === 'create' ? WATCHED : PAUSE);
   const reasons: string[] = [];
   for (const path of paths) {
     await bench.afterCreate?.(path, subject);

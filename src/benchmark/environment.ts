@@ -98,11 +98,16 @@ export function countersOf(device: string | null): Counters {
 }
 
 /** Milliseconds without a change after which a device is quiet, and after which we wait no longer. */
-const QUIET = 50;
-const LONGEST = 3000;
+export interface Patience {
+  readonly quiet: number;
+  readonly longest: number;
+}
 
-/** Seconds until the last change of what the device was sent; null where that cannot be seen. */
-export async function untilQuiet(device: string | null): Promise<number | null> {
+/** Seconds until the last change of what the device was sent; null where that cannot be seen, or there is no end to it. */
+export async function untilQuiet(
+  device: string | null,
+  { quiet, longest }: Patience,
+): Promise<number | null> {
   const start = performance.now();
   let last = start;
   let before = countersOf(device).device;
@@ -112,6 +117,7 @@ export async function untilQuiet(device: string | null): Promise<number | null> 
     const now = performance.now();
     const after = countersOf(device).device;
     if (after !== before) [before, last] = [after, now];
-    if (now - last > QUIET || now - start > LONGEST) return (last - start) / 1000;
+    if (now - last >= quiet) return (last - start) / 1000;
+    if (now - start >= longest) return null;
   }
 }

@@ -39,6 +39,8 @@ export function words(format: Subject['format'], scenarios: readonly Scenario[],
   ).filter(({ measure }) => measure === 'created');
   for (const one of created.slice(0, new Set(created.map(({ of }) => of)).size))
     lines.push(`Creating ${one.of}: ${sentence(one)}`);
+  for (const one of own.filter(({ measure, finding }) => measure === 'settled' && finding !== 'none'))
+    lines.push(`Creating ${one.of}, until the device is quiet: ${sentence(one)}`);
   for (const one of own.filter(({ step, measure }) => step === 'first' && measure === 'seconds'))
     lines.push(`First write of ${one.of}, ${titles.get(one.scenario) ?? one.scenario}: ${sentence(one)}`);
   for (const one of found.firstWrites.filter(

@@ -6,8 +6,8 @@ import { medianInterval, ratioInterval, type Interval } from './statistics.ts';
 import type { Subject } from './subject.ts';
 import { placeOf, times, words, type Found } from './verdict-words.ts';
 
-/** What two subjects, or two steps, are compared by. */
-export type Measure = 'created' | 'p50' | 'p99' | 'seconds' | 'extents';
+/** What two subjects, or two steps, are compared by. `settled` is creation until the device is quiet. */
+export type Measure = 'created' | 'settled' | 'p50' | 'p99' | 'seconds' | 'extents';
 
 /**
  * How something compares: `slower` and `faster` where the interval excludes chance and the effect is beyond the margin,
@@ -282,7 +282,7 @@ class Judge {
       ...[...(this.#steps.get(scenario) ?? [])].flatMap((step) =>
         (['p50', 'p99', 'seconds'] as const).map((measure) => ({ scenario, step, measure })),
       ),
-      ...(scenario === 'create' ? [] : [{ scenario, step: null, measure: 'extents' as const }]),
+      { scenario, step: null, measure: scenario === 'create' ? ('settled' as const) : ('extents' as const) },
     ]);
   }
 
@@ -325,6 +325,7 @@ class Judge {
     const cell = this.#cells.get(`${subject} ${scenario} ${String(round)}`);
     if (cell === undefined) return NaN;
     if (measure === 'created') return cell.created;
+    if (measure === 'settled') return cell.quiet === null ? NaN : cell.created + cell.quiet;
     if (measure === 'extents') return cell.after?.extents ?? NaN;
     const found = cell.steps.find((one) => one.step === step);
     if (found === undefined) return NaN;
@@ -333,7 +334,7 @@ class Judge {
 
   /** Requests of each step up to the end of what is measured. */
   #workOf(subject: string, { scenario, step, measure }: Where, round: number): number[] {
-    if (measure === 'created') return [];
+    if (measure === 'created' || measure === 'settled') return [];
     const steps = this.#cells.get(`${subject} ${scenario} ${String(round)}`)?.steps ?? [];
     const last = steps.findIndex((one) => one.step === step);
     const until = step === null ? steps : steps.slice(0, last + 1);

@@ -1,4 +1,5 @@
 import { formatSize } from '../core/size.ts';
+import type { Cell, StepResult } from '../benchmark/cell.ts';
 import type { StudyDifference } from '../benchmark/compare.ts';
 import type { Environment } from '../benchmark/environment.ts';
 import type { Plan, Slot } from '../benchmark/plan.ts';
@@ -26,6 +27,9 @@ export function cellText(done: number, total: number, next: Slot | undefined, se
   return `${part} %  round ${String(next.round + 1)}: ${next.subject.id}, ${next.scenario.id}${left}`;
 }
 
+/** Steps of the guest that write data. */
+const WRITES: ReadonlySet<StepResult['step']> = new Set(['first', 'rewrite', 'fill', 'rest', 'again']);
+
 /** The table and the verdict. */
 export function studyText({ plan, cells, reduced, conclusion, seconds }: Study): string {
   const rows: string[][] = [];
@@ -36,15 +40,18 @@ export function studyText({ plan, cells, reduced, conclusion, seconds }: Study):
       );
       const created = `${(median(own.map((cell) => cell.created)) * 1000).toFixed(1)} ms`;
       const extents = median(own.map(({ after }) => after?.extents ?? NaN));
-      const names = [...new Set(own.flatMap(({ steps }) => steps.map(({ step }) => step as string)))];
+      const names = [...new Set(own.flatMap(({ steps }) => steps.map(({ step }) => step)))];
       if (own.length === 0) rows.push([scenario, subject, 'void', ...Array.from({ length: 7 }, () => '-')]);
       else if (names.length === 0)
-        rows.push([scenario, subject, '', created, '', '', '', '', '', String(extents)]);
+        rows.push(
+          [scenario, subject, '', created, '', '', '', '', '', String(extents)],
+          [scenario, subject, 'quiet', settledText(own)],
+        );
       for (const name of names) {
         const steps = own.flatMap((cell) => cell.steps.filter(({ step }) => step === name));
         const of = (value: (step: (typeof steps)[number]) => number): number => median(steps.map(value));
-        const device = of(({ deviceBytes, bytes }) =>
-          deviceBytes === null || bytes === 0 ? NaN : deviceBytes / bytes,
+        const device = of(({ step, deviceBytes, bytes }) =>
+          deviceBytes === null || bytes === 0 || !WRITES.has(step) ? NaN : deviceBytes / bytes,
         );
         rows.push([
           ...[scenario, subject, name, created],
@@ -54,7 +61,7 @@ export function studyText({ plan, cells, reduced, conclusion, seconds }: Study):
             `${formatSize(of(({ bytes, seconds: took }) => bytes / took))}/s`,
           ],
           ...[
-            Number.isFinite(device) ? device.toFixed(2) : '?',
+            Number.isFinite(device) ? device.toFixed(2) : WRITES.has(name) ? '?' : '-',
             Number.isFinite(extents) ? String(extents) : '?',
           ],
         ]);
@@ -81,13 +88,24 @@ export function studyText({ plan, cells, reduced, conclusion, seconds }: Study):
     (one) =>
       `Fewer requests: ${one.scenario}, ${one.step}: ${String(one.requests)} of ${String(one.of)} for each image, as the slowest has no time for more.\n`,
   );
+  const busy = cells.filter(({ quiet, scenario }) => quiet === null && scenario !== 'create').length;
+  const others =
+    busy === 0
+      ? ''
+      : `Before ${String(busy)} of ${String(cells.length)} images it could not be seen that the device was quiet.\n`;
   return `${table([head, ...rows])}
-${less.join('')}Medians of rounds. "device" is bytes that the device was sent for each byte written by the guest. Engines: ${engines}.
+${less.join('')}${others}Medians of rounds. "quiet" is creation until the device is quiet, "device" bytes that the device was sent for each byte written by the guest. Engines: ${engines}.
 
 Verdict (intervals of at least 95 %, of controls ${percent(controlConfidence(plan.rounds))}; differences under ${String(conclusion.margin * 100)} % count as none)
 ${verdicts.join('')}
 Took ${seconds.toFixed(0)} s; nothing is left behind.
 `;
+}
+
+/** Creation until the device is quiet. */
+function settledText(cells: readonly Cell[]): string {
+  const seconds = median(cells.map(({ created, quiet }) => (quiet === null ? NaN : created + quiet)));
+  return Number.isFinite(seconds) ? `${(seconds * 1000).toFixed(1)} ms` : '-';
 }
 
 function micro(nanoseconds: number): string {
