@@ -38,7 +38,7 @@ export function parseStudy(text: string, path: string): Study {
 
 /** What differs in the conditions of two studies, so that a difference may come from there. */
 export function conditions(a: Study, b: Study): string[] {
-  const of = ({ environment, plan, reduced }: Study): Record<string, string> => ({
+  const of = ({ cells, environment, plan, reduced }: Study): Record<string, string> => ({
     kernel: environment.kernel,
     'file system': environment.fileSystem ?? 'unknown',
     'mount options': environment.mountOptions.join(','),
@@ -46,7 +46,8 @@ export function conditions(a: Study, b: Study): string[] {
     'size of the disk': String(plan.size),
     requests: JSON.stringify([plan.scale, reduced]),
     queue: JSON.stringify(environment.queue),
-    engine: a.cells.flatMap(({ steps }) => steps.map(({ engine }) => engine))[0] ?? '',
+    'thread pool': String(environment.pool),
+    engine: cells.flatMap(({ steps }) => steps.map(({ engine }) => engine))[0] ?? '',
   });
   const [left, right] = [of(a), of(b)];
   return Object.keys(left).flatMap((key) =>

@@ -8,6 +8,8 @@ export interface Environment {
   readonly kernel: string;
   readonly node: string;
   readonly addon: boolean;
+  /** Threads of Node's pool, which carry requests to the host. */
+  readonly pool: number;
   readonly fileSystem: string | null;
   readonly mountOptions: readonly string[];
   readonly source: string | null;
@@ -40,11 +42,17 @@ export function environmentOf(folder: string): Environment {
   }
   const { bavail, bsize } = statfsSync(path);
   return {
-    ...{ kernel: release(), node: process.version, addon: addonStatus().loaded },
+    ...{ kernel: release(), node: process.version, addon: addonStatus().loaded, pool: poolSize() },
     ...{ fileSystem: mount?.type ?? null, mountOptions: mount?.options ?? [], source: mount?.source ?? null },
     ...{ queue, device, processors: availableParallelism(), processor: cpus()[0]?.model ?? 'unknown' },
     ...{ memory: totalmem(), load: loadavg()[0] ?? 0, freeBytes: bavail * bsize },
   };
+}
+
+/** Threads of Node's pool, four unless the environment says otherwise. */
+export function poolSize(told = process.env['UV_THREADPOOL_SIZE']): number {
+  const number = told === undefined ? 4 : Math.trunc(Number.parseFloat(told));
+  return number >= 1 ? Math.min(number, 1024) : 1;
 }
 
 /** The device of the mount: file systems such as btrfs give files a device number that is none of a block device. */

@@ -1,4 +1,5 @@
 import { SpindleError } from '../core/errors.ts';
+import { OperationKind } from '../native/types.ts';
 import { seeded, seedOf, shuffled } from './random.ts';
 import { SCENARIOS, UNIT, type Scale, type Scenario } from './scenario.ts';
 import { DEFAULT_SUBJECTS, subjectsOf, type Subject } from './subject.ts';
@@ -122,9 +123,24 @@ export function scheduleOf({ seed, rounds, subjects, scenarios }: Plan): Slot[][
   ).flat();
 }
 
-/** Bytes that a study takes at most at one time. */
-export function roomFor({ size, scenarios, subjects }: Plan): number {
-  const images = Math.max(...scenarios.map((scenario) => scenario.images), 1);
+/** File systems that write elsewhere what is overwritten, and give the old place back later. */
+const COPYING: ReadonlySet<string> = new Set(['btrfs', 'bcachefs', 'zfs']);
+
+/** Bytes that a study takes at most at one time on a file system of that type. */
+export function roomFor({ size, scale, scenarios, subjects }: Plan, fileSystem: string | null): number {
+  const copies = fileSystem !== null && COPYING.has(fileSystem);
+  const most = scenarios.map(({ images, steps }) => {
+    const written = copies ? steps(size, scale, 0).map(({ operations }) => bytesOf(operations)) : [];
+    return images * (size + Math.max(...written, 0));
+  });
   const base = subjects.some(({ overlay }) => overlay) ? size : 0;
-  return Math.ceil((images * size + base) * 1.1) + 16 * MIB;
+  return Math.ceil((Math.max(...most, size) + base) * 1.1) + 16 * MIB;
+}
+
+function bytesOf(operations: Float64Array): number {
+  let bytes = 0;
+  for (let at = 0; at < operations.length; at += 3)
+    if (operations[at + 2] === OperationKind.write || operations[at + 2] === OperationKind.writeSync)
+      bytes += operations[at + 1] ?? 0;
+  return bytes;
 }

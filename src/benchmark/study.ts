@@ -65,12 +65,18 @@ export async function study(folder: string, options: StudyOptions = {}): Promise
       path: folder,
     });
   const environment = environmentOf(folder);
-  const room = roomFor(plan);
+  const room = roomFor(plan, environment.fileSystem);
   if (environment.freeBytes < room)
     throw new SpindleError(
       'NO_SPACE',
       `the study takes up to ${formatSize(room)}, and ${formatSize(environment.freeBytes)} are free; nothing was done`,
       { path: folder },
+    );
+  const most = Math.max(...plan.scenarios.map(({ images }) => images));
+  if (environment.addon && most > environment.pool)
+    throw new SpindleError(
+      'BAD_OPTION',
+      `${String(most)} images at once need as many threads: set UV_THREADPOOL_SIZE to at least that, or leave the phase out`,
     );
   options.onPlan?.(plan, environment);
   const clocks = options.clocks ?? CLOCKS;

@@ -1,3 +1,4 @@
+import type { Environment } from './environment.ts';
 import type { Scenario } from './scenario.ts';
 import type { Interval } from './statistics.ts';
 import type { Subject } from './subject.ts';
@@ -75,4 +76,12 @@ function sentence({ finding, ratio, by, why }: Comparison): string {
   if (finding === 'undecided')
     return `undecided: ${times(ratio)} the time of ${by}${why === undefined ? '' : ` (${why})`}.`;
   return `${finding} than ${by}: ${times(ratio)} its time.`;
+}
+
+/** How requests are sent, and what is in the figures for that. */
+export function wayOf({ addon, pool }: Pick<Environment, 'addon' | 'pool'>): string {
+  const raw = addon
+    ? "Raw files take requests on their descriptor; those of qcow2 images go through spindle's driver, so that their figures include the event loop of Node"
+    : "There is no addon: all figures include the event loop of Node, those of raw files too; requests to qcow2 images go through spindle's driver";
+  return `${raw}, and up to ${String(pool)} threads carry them to the host. Policies are compared within a format, never raw with qcow2.`;
 }

@@ -6,16 +6,16 @@ import type { Plan, Slot } from '../benchmark/plan.ts';
 import { median } from '../benchmark/statistics.ts';
 import type { Study } from '../benchmark/study.ts';
 import { controlConfidence } from '../benchmark/verdict.ts';
-import { percent, times } from '../benchmark/verdict-words.ts';
+import { percent, times, wayOf } from '../benchmark/verdict-words.ts';
 
 /** Before it begins: what is measured, on what, and how. */
-export function planText(plan: Plan, { fileSystem, source, kernel, load, queue }: Environment): string {
+export function planText(plan: Plan, environment: Environment): string {
+  const { fileSystem, source, kernel, load, queue } = environment;
   const way = plan.cached ? 'through the page cache' : 'past the page cache (O_DIRECT)';
   return `Allocation study, preset ${plan.preset}: ${String(plan.rounds)} rounds, disks of ${formatSize(plan.size)}, ${way}, seed ${String(plan.seed)}
 Good for: ${plan.goodFor}.
 On ${fileSystem ?? 'an unknown file system'} of ${source ?? 'an unknown device'}, kernel ${kernel}, scheduler ${queue['scheduler'] ?? '?'}, write cache ${queue['write_cache'] ?? '?'}, load ${load.toFixed(2)}
-Raw files take requests on their descriptor; qcow2 images through spindle's driver, whose figures include the event loop
-of Node. Policies are compared within a format, never raw with qcow2.
+${wayOf(environment)}
 `;
 }
 

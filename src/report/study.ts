@@ -7,7 +7,7 @@ import { bucketStart, median, mergedHistogram, type Histogram } from '../benchma
 import type { Drill } from '../benchmark/drill/drill.ts';
 import type { Study } from '../benchmark/study.ts';
 import { controlConfidence } from '../benchmark/verdict.ts';
-import { percent, times } from '../benchmark/verdict-words.ts';
+import { percent, times, wayOf } from '../benchmark/verdict-words.ts';
 import { drillSection } from './drill.ts';
 import { PAGE } from './style.ts';
 import { axis, chart, colourOf, duration, escaped, label, MARGIN, WIDTH, type Chart } from './svg.ts';
@@ -278,7 +278,7 @@ export function pageOf(study: Study, drill?: Drill): string {
 <p>What an allocation policy costs on this storage, measured by <code>spindle bench allocation</code>.</p>
 <h2>Verdict</h2><div class="verdicts">${verdicts.join('')}</div>
 <p class="quiet">Ratios are medians over ${String(plan.rounds)} rounds, paired by round, with bootstrap intervals of at least 95 %; controls are judged by intervals of ${percent(controlConfidence(plan.rounds))}, as there are many. Differences under ${String(conclusion.margin * 100)} % count as none.
-Raw files take their requests on the descriptor; qcow2 images through spindle's driver, which includes the event loop: compare within a format, not raw with qcow2.</p>
+${escaped(wayOf(environment))}</p>
 <h2>Charts</h2><div class="charts">${charts.join('\n')}</div>${drill === undefined ? '' : `\n${drillSection(drill)}`}
 <h2>Control</h2><p class="quiet">The first policy of each format measured twice. What differs here is noise.</p>
 <div class="wide"><table><thead><tr><th>format</th><th>phase</th><th>step</th><th>ratio</th><th>finding</th></tr></thead><tbody>${controls.join('')}</tbody></table></div>

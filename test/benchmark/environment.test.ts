@@ -1,6 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { countersOf, untilQuiet } from '../../src/benchmark/environment.ts';
+import { countersOf, poolSize, untilQuiet } from '../../src/benchmark/environment.ts';
+import { wayOf } from '../../src/benchmark/verdict-words.ts';
 import { tempDir } from '../tool/temp.ts';
 
 /** A folder as /sys has of a device that was sent so many sectors. */
@@ -41,4 +42,16 @@ describe('a device', () => {
     expect(await untilQuiet(null, { quiet: 1, longest: 1 })).toBeNull();
     expect(await untilQuiet('/nowhere', { quiet: 1, longest: 1 })).toBeNull();
   });
+});
+
+it('the way of requests says what is in the figures', () => {
+  expect(wayOf({ addon: true, pool: 12 })).toMatch(
+    /^Raw files take requests on their descriptor; .*include the event loop.* 12 threads/,
+  );
+  expect(wayOf({ addon: false, pool: 4 })).toMatch(
+    /no addon: all figures include the event loop of Node, those of raw files too/,
+  );
+  expect(['12', undefined, '0', '', 'x', '2.9', '9999'].map((told) => poolSize(told ?? '4'))).toEqual([
+    12, 4, 1, 1, 1, 2, 1024,
+  ]);
 });
