@@ -129,7 +129,8 @@ struct Span {
 fn offloaded(outcome: Outcome<()>) -> Outcome<bool> {
     match outcome {
         Ok(()) => Ok(true),
-        Err(failure) if failure.is_unsupported() => Ok(false),
+        // No room for that way says nothing of the others: the range may have its blocks.
+        Err(failure) if failure.is_unsupported() || is_full(&failure) => Ok(false),
         Err(failure) => Err(failure),
     }
 }
@@ -158,9 +159,33 @@ fn offload_file(_fd: RawFd, _offset: u64, _length: u64) -> Outcome<bool> {
 /// Reserves the range first: the blocks become contiguous, and a full file system says so before the work.
 fn reserve(fd: RawFd, offset: u64, length: u64) -> Outcome<()> {
     match allocate::fallocate(fd, Mode::Reserve, offset, length) {
+        Err(failure) if is_full(&failure) && has_blocks(fd, offset, length) => Ok(()),
         Err(failure) if !failure.is_unsupported() => Err(failure),
         _ => Ok(()),
     }
+}
+
+fn is_full(failure: &Failure) -> bool {
+    matches!(failure.errno, libc::ENOSPC | libc::EDQUOT)
+}
+
+/// Whether all of the range has blocks already. XFS wants as much free space again before it looks.
+#[cfg(target_os = "linux")]
+fn has_blocks(fd: RawFd, offset: u64, length: u64) -> bool {
+    let end = offset + length;
+    let mut at = offset;
+    for extent in sparse::fiemap(fd, offset, length, u64::MAX, false).unwrap_or_default() {
+        if extent.logical > at {
+            return false;
+        }
+        at = at.max(extent.logical + extent.length);
+    }
+    at >= end
+}
+
+#[cfg(not(target_os = "linux"))]
+fn has_blocks(_fd: RawFd, _offset: u64, _length: u64) -> bool {
+    false
 }
 
 /// Another open file description of the same file, to write to, with the flags given.

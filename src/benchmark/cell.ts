@@ -1,10 +1,18 @@
 import { OperationKind } from '../native/types.ts';
-import { countersOf, untilQuiet, type Counters } from './environment.ts';
-import { imageTarget, rawTarget, type EngineName, type Measured, type Target } from './engine.ts';
+import { countersOf, untilQuiet, type Counters, type Patience } from './environment.ts';
+import {
+  closeTargets,
+  imageTarget,
+  rawTarget,
+  runTogether,
+  type EngineName,
+  type Measured,
+  type Target,
+} from './engine.ts';
 import type { Plan, Slot } from './plan.ts';
-import { broken, spaceOf, type Space } from './precondition.ts';
+import { broken, missing, spaceOf, type Space } from './precondition.ts';
 import { seedOf } from './random.ts';
-import type { Step } from './scenario.ts';
+import { filling, type Step } from './scenario.ts';
 import { histogramOf, latencyOf, type Histogram, type Latency } from './statistics.ts';
 import { makeImage, type Subject } from './subject.ts';
 
@@ -34,7 +42,7 @@ export interface Cell {
   readonly scenario: string;
   /** Why it counts for nothing; null: it counts. */
   readonly void: string | null;
-  /** Seconds until the image was durable, and after that until the device was quiet. */
+  /** Seconds until the image was durable, and after that until the device was quiet; null: not to be seen, or never. */
   readonly created: number;
   readonly quiet: number | null;
   /** What creation sent to the device. */
@@ -50,19 +58,36 @@ export interface Clocks {
   readonly wall: () => number;
 }
 
+/** Requests at most, by scenario and step. */
+export type Most = ReadonlyMap<string, number>;
+
+/** The key of a step in {@link Most}. */
+export function keyOf(scenario: string, step: string): string {
+  return `${scenario} ${step}`;
+}
+
 /** What a cell is made of, beside the plan. The hooks let tests spoil it. */
 export interface Bench {
   readonly folder: string;
+  /** The backing file of overlays. */
   readonly base: string;
   readonly device: string | null;
   readonly clocks: Clocks;
   readonly signal?: AbortSignal | undefined;
+  /** Requests that an image gets at most, so that all get as many. */
+  readonly most?: Most | undefined;
   readonly afterCreate?: ((path: string, subject: Subject) => Promise<void>) | undefined;
+  /** Before a step but the first, when what it needs is not proven yet. */
+  readonly beforeStep?: ((path: string, subject: Subject, step: Step['name']) => Promise<void>) | undefined;
   readonly afterStep?: ((measured: Measured, subject: Subject) => Measured) | undefined;
 }
 
 /** Parts of the time of a step in its series. */
 const PARTS = 24;
+
+/** How long the device is waited for where that is measured, and before the first request. */
+const WATCHED: Patience = { quiet: 50, longest: 5000 };
+const PAUSE: Patience = { quiet: 20, longest: 500 };
 
 /** Makes the images of a slot, proves what they are, and measures them. The images stay. @throws what making and requests throw */
 export async function measure(plan: Plan, { round, subject, scenario }: Slot, bench: Bench): Promise<Cell> {
@@ -76,17 +101,22 @@ export async function measure(plan: Plan, { round, subject, scenario }: Slot, be
   for (const path of paths) await makeImage(path, subject, plan.size, bench.base, bench.signal);
   const created = (bench.clocks.steady() - start) / 1000 / paths.length;
   const createdBytes = difference(before.device, countersOf(bench.device).device);
-  const quiet = scenario.id === 'create' ? await untilQuiet(bench.device) : null;
+  // What creation leaves to do later must not fall into the time of first writes.
+  const quiet = await untilQuiet(bench.device, scenario.id === 'create' ? WATCHED : PAUSE);
   const reasons: string[] = [];
   for (const path of paths) {
     await bench.afterCreate?.(path, subject);
     const wrong = await broken(path, subject.format, subject.policy);
     if (wrong !== null) reasons.push(wrong);
   }
+  if (subject.overlay) {
+    const wrong = await missing(bench.base, 'raw', filling(plan.size), 'written');
+    if (wrong !== null) reasons.push(`the backing file: ${wrong}`);
+  }
   const [path = ''] = paths;
   const fresh = await spaceOf(path);
   // A run on an image that is not what it says would say nothing.
-  const steps = reasons.length > 0 ? [] : await allSteps(plan, { round, subject, scenario }, bench, paths);
+  const steps = await allSteps(plan, { round, subject, scenario }, bench, { paths, reasons });
   const jumped = clock();
   if (jumped !== null) reasons.push(jumped);
   return {
@@ -110,16 +140,22 @@ export function watch({ steady, wall }: Clocks): () => string | null {
   };
 }
 
+interface Fresh {
+  readonly paths: readonly string[];
+  /** Why the cell is void, which more is added to. */
+  readonly reasons: string[];
+}
+
 async function allSteps(
   plan: Plan,
   slot: Slot,
   bench: Bench,
-  paths: readonly string[],
+  { paths, reasons }: Fresh,
 ): Promise<StepResult[]> {
   const { subject, scenario, round } = slot;
   const targets: Target[] = [];
   try {
-    for (const path of paths)
+    for (const path of reasons.length > 0 ? [] : paths)
       targets.push(
         subject.format === 'raw'
           ? await rawTarget(path, !plan.cached, plan.threads)
@@ -129,11 +165,16 @@ async function allSteps(
     // Subjects of a round get the same blocks, so that pairs are fair.
     const steps = scenario.steps(plan.size, plan.scale, seedOf(plan.seed, scenario.id, round));
     let least = Infinity;
+    let changed = new Float64Array();
     for (const [at, step] of steps.entries()) {
       bench.signal?.throwIfAborted();
+      if (at > 0 && reasons.length === 0)
+        reasons.push(...(await proven(slot, bench, { paths, step, changed })));
+      if (reasons.length > 0) break;
       // What a step had no time for is not asked of the steps that come back to the same places.
-      const operations =
-        step.name === 'sequential' ? step.operations : step.operations.subarray(0, least * 3);
+      const back = step.name === 'sequential' ? Infinity : least;
+      const most = bench.most?.get(keyOf(scenario.id, step.name)) ?? Infinity;
+      const operations = step.operations.subarray(0, Math.min(back, most) * 3);
       const seed = seedOf(plan.seed, round, at);
       const { result, done } = await oneStep(
         plan,
@@ -141,12 +182,32 @@ async function allSteps(
         { targets, subject, bench, seed },
       );
       least = Math.min(least, done);
+      if (operations[2] !== OperationKind.read) changed = operations.slice(0, done * 3);
       results.push(result);
     }
     return results;
   } finally {
-    for (const target of targets) await target.close();
+    await closeTargets(targets);
   }
+}
+
+interface Next {
+  readonly paths: readonly string[];
+  readonly step: Step;
+  /** The requests before it that changed something. */
+  readonly changed: Float64Array;
+}
+
+/** What a step but the first needs and does not find. */
+async function proven({ subject }: Slot, bench: Bench, { paths, step, changed }: Next): Promise<string[]> {
+  const left = changed[2] === OperationKind.punch ? 'discarded' : 'written';
+  const reasons: string[] = [];
+  for (const path of paths) {
+    await bench.beforeStep?.(path, subject, step.name);
+    const wrong = await missing(path, subject.format, changed, left);
+    if (wrong !== null) reasons.push(`${step.name}: ${wrong}`);
+  }
+  return reasons;
 }
 
 interface Around {
@@ -163,9 +224,7 @@ async function oneStep(
 ): Promise<{ result: StepResult; done: number }> {
   const { depth, operations } = step;
   const before = countersOf(bench.device);
-  const found = await Promise.all(
-    targets.map((target, at) => target.run({ operations, depth, seed: seed + at, limit: plan.limit })),
-  );
+  const found = await runTogether(targets, { operations, depth, seed, limit: plan.limit });
   const cpu = countersOf(bench.device).cpu - before.cpu;
   const writes = operations[2] !== OperationKind.read;
   const sync = Float64Array.of(0, 0, OperationKind.sync);

@@ -15,6 +15,8 @@ export interface StudyDifference {
   readonly b: number;
   readonly ratio: Interval;
   readonly finding: Finding;
+  /** Why nothing may be said. */
+  readonly why?: string;
 }
 
 /** The study in the text of a JSON file. @throws SpindleError UNKNOWN_FORMAT */
@@ -25,23 +27,27 @@ export function parseStudy(text: string, path: string): Study {
   } catch (cause) {
     throw new SpindleError('UNKNOWN_FORMAT', 'this is no JSON of a study', { path, cause });
   }
-  const { kind, version, cells } = (found ?? {}) as Partial<Study>;
-  if (kind !== 'spindle bench allocation' || version !== 1 || !Array.isArray(cells))
+  const { kind, version, cells, reduced, conclusion, plan, environment } = (found ?? {}) as Partial<Study>;
+  const whole = [cells, reduced, conclusion?.verdict, conclusion?.controls, plan?.subjects].every(
+    Array.isArray,
+  );
+  if (kind !== 'spindle bench allocation' || version !== 1 || !whole || environment === undefined)
     throw new SpindleError('UNKNOWN_FORMAT', 'this is no study of bench allocation --json', { path });
   return found as Study;
 }
 
 /** What differs in the conditions of two studies, so that a difference may come from there. */
 export function conditions(a: Study, b: Study): string[] {
-  const of = ({ environment, plan }: Study): Record<string, string> => ({
+  const of = ({ cells, environment, plan, reduced }: Study): Record<string, string> => ({
     kernel: environment.kernel,
     'file system': environment.fileSystem ?? 'unknown',
     'mount options': environment.mountOptions.join(','),
     'page cache': String(plan.cached),
     'size of the disk': String(plan.size),
-    requests: JSON.stringify(plan.scale),
+    requests: JSON.stringify([plan.scale, reduced]),
     queue: JSON.stringify(environment.queue),
-    engine: a.cells.flatMap(({ steps }) => steps.map(({ engine }) => engine))[0] ?? '',
+    'thread pool': String(environment.pool),
+    engine: cells.flatMap(({ steps }) => steps.map(({ engine }) => engine))[0] ?? '',
   });
   const [left, right] = [of(a), of(b)];
   return Object.keys(left).flatMap((key) =>
@@ -51,7 +57,8 @@ export function conditions(a: Study, b: Study): string[] {
 
 /**
  * The figures of two studies side by side. They were not measured in the same rounds, so nothing is paired: each interval
- * is of the ratio of two medians drawn from either study.
+ * is of the ratio of two medians drawn from either study. What either study may say nothing about, for want of a verdict or
+ * of a control that holds, is no finding here either.
  */
 export function compareStudies(a: Study, b: Study): StudyDifference[] {
   const [left, right] = [valuesOf(a), valuesOf(b)];
@@ -70,8 +77,30 @@ export function compareStudies(a: Study, b: Study): StudyDifference[] {
       ...{ low: ratios[25] ?? NaN, high: ratios[974] ?? NaN },
       value: middle(other.values) / middle(values),
     };
-    return [{ ...where, a: middle(values), b: middle(other.values), ratio, finding: findingOf(ratio) }];
+    const why = silence(a, where) ?? silence(b, where);
+    return [
+      {
+        ...{ ...where, a: middle(values), b: middle(other.values), ratio },
+        ...(why === null ? { finding: findingOf(ratio) } : { finding: 'none', why }),
+      },
+    ];
   });
+}
+
+/** Why a study may say nothing about a figure; null: it may. */
+function silence(
+  { conclusion, plan }: Study,
+  { subject, scenario, step }: Pick<StudyDifference, 'subject' | 'scenario' | 'step'>,
+): string | null {
+  const format = plan.subjects.find(({ id }) => id === subject)?.format;
+  if (conclusion.verdict.find((one) => one.format === format)?.given !== true) return 'no verdict was given';
+  const measure = step === null ? 'created' : 'seconds';
+  const control = conclusion.controls.find(
+    (one) =>
+      one.format === format && one.scenario === scenario && one.step === step && one.measure === measure,
+  );
+  const strays = control?.finding === 'slower' || control?.finding === 'faster';
+  return strays ? 'its control differs from itself' : null;
 }
 
 function middleOf(sorted: readonly number[]): number {

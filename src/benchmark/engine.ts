@@ -27,6 +27,29 @@ export interface Target {
   close(): Promise<void>;
 }
 
+/**
+ * Sends the same requests to all targets at once; the data of each has a seed of its own. Settles only when none has a
+ * request in flight: what still writes must not meet a descriptor that was closed, and given to another file.
+ * @throws what the first target that failed throws
+ */
+export async function runTogether(targets: readonly Target[], requests: Requests): Promise<Measured[]> {
+  return allOf(targets.map((target, at) => target.run({ ...requests, seed: requests.seed + at })));
+}
+
+/** Closes every target, also where one fails. @throws what the first that failed throws */
+export async function closeTargets(targets: readonly Target[]): Promise<void> {
+  await allOf(targets.map((target) => target.close()));
+}
+
+/** Waits for all, and fails with the first failure only then. */
+async function allOf<T>(work: readonly Promise<T>[]): Promise<T[]> {
+  const ended = await Promise.allSettled(work);
+  return ended.map((end) => {
+    if (end.status === 'rejected') throw end.reason;
+    return end.value;
+  });
+}
+
 /** Opens a raw file for the addon's engine, which sends requests to the very descriptor. @throws as openFile */
 export async function rawTarget(path: string, direct: boolean, threads: boolean): Promise<Target> {
   const file = await openFile(path, { write: true, direct });

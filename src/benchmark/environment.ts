@@ -8,6 +8,8 @@ export interface Environment {
   readonly kernel: string;
   readonly node: string;
   readonly addon: boolean;
+  /** Threads of Node's pool, which carry requests to the host. */
+  readonly pool: number;
   readonly fileSystem: string | null;
   readonly mountOptions: readonly string[];
   readonly source: string | null;
@@ -40,11 +42,17 @@ export function environmentOf(folder: string): Environment {
   }
   const { bavail, bsize } = statfsSync(path);
   return {
-    ...{ kernel: release(), node: process.version, addon: addonStatus().loaded },
+    ...{ kernel: release(), node: process.version, addon: addonStatus().loaded, pool: poolSize() },
     ...{ fileSystem: mount?.type ?? null, mountOptions: mount?.options ?? [], source: mount?.source ?? null },
     ...{ queue, device, processors: availableParallelism(), processor: cpus()[0]?.model ?? 'unknown' },
     ...{ memory: totalmem(), load: loadavg()[0] ?? 0, freeBytes: bavail * bsize },
   };
+}
+
+/** Threads of Node's pool, four unless the environment says otherwise. */
+export function poolSize(told = process.env['UV_THREADPOOL_SIZE']): number {
+  const number = told === undefined ? 4 : Math.trunc(Number.parseFloat(told));
+  return number >= 1 ? Math.min(number, 1024) : 1;
 }
 
 /** The device of the mount: file systems such as btrfs give files a device number that is none of a block device. */
@@ -98,11 +106,16 @@ export function countersOf(device: string | null): Counters {
 }
 
 /** Milliseconds without a change after which a device is quiet, and after which we wait no longer. */
-const QUIET = 50;
-const LONGEST = 3000;
+export interface Patience {
+  readonly quiet: number;
+  readonly longest: number;
+}
 
-/** Seconds until the last change of what the device was sent; null where that cannot be seen. */
-export async function untilQuiet(device: string | null): Promise<number | null> {
+/** Seconds until the last change of what the device was sent; null where that cannot be seen, or there is no end to it. */
+export async function untilQuiet(
+  device: string | null,
+  { quiet, longest }: Patience,
+): Promise<number | null> {
   const start = performance.now();
   let last = start;
   let before = countersOf(device).device;
@@ -112,6 +125,7 @@ export async function untilQuiet(device: string | null): Promise<number | null> 
     const now = performance.now();
     const after = countersOf(device).device;
     if (after !== before) [before, last] = [after, now];
-    if (now - last > QUIET || now - start > LONGEST) return (last - start) / 1000;
+    if (now - last >= quiet) return (last - start) / 1000;
+    if (now - start >= longest) return null;
   }
 }

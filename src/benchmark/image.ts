@@ -5,7 +5,7 @@ import { noise, stamp } from '../native/workload.ts';
 import { memoryFor, type BenchOpening } from '../op/bench.ts';
 import { openImageFile } from '../op/open.ts';
 import { runQueue, type RequestSource } from '../op/request-queue.ts';
-import { drawer, refuseMisfit, type Drawing } from './access.ts';
+import { drawer, refuseMisfit, type Drawing, type Drawn } from './access.ts';
 import { imagePlanOf, type ImageBenchPlan, type ImageBenchRequest } from './image-plan.ts';
 import { seedOf } from './random.ts';
 import { LatencyCounter, SeriesRecorder, type Bucket, type Series, type Tail } from './recorder.ts';
@@ -139,22 +139,16 @@ async function run(
   const signal =
     request.signal === undefined ? controller.signal : AbortSignal.any([request.signal, controller.signal]);
   const whole = new Meter();
+  // Memory and noise are there before the first request of any image: making them would stand in its figures.
+  const ready = opened.map(({ storage }, at) => readyFor(storage, plan, drawings[at] as Drawing));
   const cpu = process.cpuUsage();
   const start = performance.now();
   const clock = { start, ends: plan.duration === null ? Infinity : start + plan.duration * 1000 };
   const progress = new Progress(plan, opened.length, clock, request.onProgress);
-  const queues = opened.map(({ path, storage }, at) =>
-    named(path, () => {
+  const queues = ready.map((prepared, at) =>
+    named(opened[at]?.path ?? '', () => {
       const meters = [new Meter(), whole] as const;
-      return one(storage, {
-        plan,
-        request,
-        drawing: drawings[at] as Drawing,
-        meters,
-        clock,
-        progress,
-        signal,
-      });
+      return one(prepared, { plan, request, meters, clock, progress, signal });
     }).catch((error: unknown) => {
       controller.abort();
       throw error;
@@ -205,21 +199,32 @@ interface Clock {
   readonly ends: number;
 }
 
+/** What an image needs for its requests. */
+interface Ready {
+  readonly storage: Storage;
+  readonly draw: () => Drawn;
+  readonly buffers: readonly Uint8Array[];
+  readonly fill: (bytes: Uint8Array, index: number) => void;
+}
+
+function readyFor(storage: Storage, plan: ImageBenchPlan, drawing: Drawing): Ready {
+  return {
+    ...{ storage, draw: drawer(drawing) },
+    ...{ buffers: buffersOf(storage, plan), fill: filler(plan, drawing.seed) },
+  };
+}
+
 interface One {
   readonly plan: ImageBenchPlan;
   readonly request: ImageBenchRequest;
-  readonly drawing: Drawing;
   readonly meters: readonly [own: Meter, whole: Meter];
   readonly clock: Clock;
   readonly progress: Progress;
   readonly signal: AbortSignal;
 }
 
-async function one(storage: Storage, about: One): Promise<ImageFigures> {
-  const { plan, request, drawing, meters, clock, progress, signal } = about;
-  const draw = drawer(drawing);
-  const buffers = buffersOf(storage, plan);
-  const fill = filler(plan, drawing.seed);
+async function one({ storage, draw, buffers, fill }: Ready, about: One): Promise<ImageFigures> {
+  const { plan, request, meters, clock, progress, signal } = about;
   let sent = 0;
   const source: RequestSource = {
     next: (slot) => {
@@ -260,7 +265,8 @@ function buffersOf(storage: Storage, { depth, sizes, count }: ImageBenchPlan): U
 const NOISE = 8 * 1024 ** 2;
 
 /** A function that puts what is to be written into memory, by the number of the request. */
-function filler({ data, sizes }: ImageBenchPlan, seed: number): (bytes: Uint8Array, index: number) => void {
+function filler({ write, data, sizes }: ImageBenchPlan, seed: number): Ready['fill'] {
+  if (!write) return () => undefined;
   if (data !== 'noise') return (bytes) => void bytes.fill(data);
   const pool = noise(Math.max(NOISE, ...sizes.map(({ size }) => size)), seed);
   let next = 0;

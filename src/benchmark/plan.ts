@@ -1,6 +1,7 @@
 import { SpindleError } from '../core/errors.ts';
+import { OperationKind } from '../native/types.ts';
 import { seeded, seedOf, shuffled } from './random.ts';
-import { SCENARIOS, type Scale, type Scenario } from './scenario.ts';
+import { SCENARIOS, UNIT, type Scale, type Scenario } from './scenario.ts';
 import { DEFAULT_SUBJECTS, subjectsOf, type Subject } from './subject.ts';
 
 /** How much is measured, by the name of a preset. */
@@ -10,7 +11,7 @@ interface PresetPlan {
   /** Bytes of the disk. */
   readonly size: number;
   readonly rounds: number;
-  readonly scale: Scale;
+  readonly scale: Omit<Scale, 'unit'>;
   /** Scenarios by id; undefined: all. */
   readonly scenarios?: readonly string[];
   /** Nanoseconds after which a step begins no further request. */
@@ -27,7 +28,7 @@ export const PRESETS: Readonly<Record<Preset, PresetPlan>> = {
     ...{ size: 64 * MIB, rounds: 7, scale: { shallow: 64, deep: 1024, images: 2 }, limit: 1e9 },
     scenarios: ['create', 'random-sync', 'random-deep'],
     goodFor:
-      'a first look: effects of a factor show, small ones do not, and the small disk may fit into the cache of the device',
+      'a first look: effects of a factor show, small ones do not, tails are not told, and the small disk may fit into the cache of the device',
   },
   default: {
     ...{ size: 256 * MIB, rounds: 7, scale: { shallow: 128, deep: 2048, images: 4 }, limit: 2e9 },
@@ -96,18 +97,12 @@ export function planOf(request: StudyRequest): Plan {
   const unknown = wanted.find((id) => !SCENARIOS.some((scenario) => scenario.id === id));
   if (unknown !== undefined)
     throw bad(`there is no phase '${unknown}'; there are ${SCENARIOS.map(({ id }) => id).join(', ')}`);
+  const subjects = subjectsOf(request.subjects ?? DEFAULT_SUBJECTS);
+  const unit = Math.max(UNIT, ...subjects.map(({ clusterSize }) => clusterSize ?? 0));
   return {
-    ...{
-      preset,
-      goodFor: standard.goodFor,
-      seed,
-      size,
-      rounds,
-      scale: standard.scale,
-      limit: standard.limit,
-    },
+    ...{ preset, goodFor: standard.goodFor, seed, size, rounds, limit: standard.limit },
+    ...{ scale: { ...standard.scale, unit }, subjects },
     ...{ cached: request.cached === true, threads: request.threads === true },
-    subjects: subjectsOf(request.subjects ?? DEFAULT_SUBJECTS),
     scenarios: SCENARIOS.filter(({ id }) => wanted.includes(id)).map((scenario) => ({
       ...scenario,
       images: Math.min(scenario.images, standard.scale.images),
@@ -115,19 +110,37 @@ export function planOf(request: StudyRequest): Plan {
   };
 }
 
-/** All slots in order: each round holds every subject in every scenario; within a scenario the order is by chance. */
-export function scheduleOf({ seed, rounds, subjects, scenarios }: Plan): Slot[] {
+/**
+ * All slots in order, those of a round and a scenario together: each round holds every scenario, and that every subject,
+ * both in an order by chance.
+ */
+export function scheduleOf({ seed, rounds, subjects, scenarios }: Plan): Slot[][] {
   const random = seeded(seedOf(seed, 'order'));
   return Array.from({ length: rounds }, (_, round) =>
-    shuffled(scenarios, random).flatMap((scenario) =>
+    shuffled(scenarios, random).map((scenario) =>
       shuffled(subjects, random).map((subject) => ({ round, subject, scenario })),
     ),
   ).flat();
 }
 
-/** Bytes that a study takes at most at one time. */
-export function roomFor({ size, scenarios, subjects }: Plan): number {
-  const images = Math.max(...scenarios.map((scenario) => scenario.images), 1);
+/** File systems that write elsewhere what is overwritten, and give the old place back later. */
+const COPYING: ReadonlySet<string> = new Set(['btrfs', 'bcachefs', 'zfs']);
+
+/** Bytes that a study takes at most at one time on a file system of that type. */
+export function roomFor({ size, scale, scenarios, subjects }: Plan, fileSystem: string | null): number {
+  const copies = fileSystem !== null && COPYING.has(fileSystem);
+  const most = scenarios.map(({ images, steps }) => {
+    const written = copies ? steps(size, scale, 0).map(({ operations }) => bytesOf(operations)) : [];
+    return images * (size + Math.max(...written, 0));
+  });
   const base = subjects.some(({ overlay }) => overlay) ? size : 0;
-  return Math.ceil((images * size + base) * 1.1) + 16 * MIB;
+  return Math.ceil((Math.max(...most, size) + base) * 1.1) + 16 * MIB;
+}
+
+function bytesOf(operations: Float64Array): number {
+  let bytes = 0;
+  for (let at = 0; at < operations.length; at += 3)
+    if (operations[at + 2] === OperationKind.write || operations[at + 2] === OperationKind.writeSync)
+      bytes += operations[at + 1] ?? 0;
+  return bytes;
 }

@@ -25,10 +25,12 @@ export interface Scale {
   readonly shallow: number;
   readonly deep: number;
   readonly images: number;
+  /** Bytes from which one block is taken, at least {@link UNIT}: no two first writes fall into one cluster. */
+  readonly unit: number;
 }
 
-/** Bytes from which one block is taken: no two first writes fall into one cluster of the default size. */
-const UNIT = 65536;
+/** The default size of a cluster. */
+export const UNIT = 65536;
 const BLOCK = 4096;
 const LARGE = 1024 ** 2;
 
@@ -39,12 +41,17 @@ function pack(requests: readonly Request[], kind: number): Float64Array {
 }
 
 /** Blocks at random, each in a unit of its own, in an order of the seed. */
-export function scattered(size: number, count: number, seed: number): Request[] {
+function scattered(size: number, { unit }: Scale, count: number, seed: number): Request[] {
   const random = seeded(seed);
-  const units = Array.from({ length: Math.floor(size / UNIT) }, (_, unit) => unit);
+  const units = Array.from({ length: Math.floor(size / unit) }, (_, at) => at * unit);
   return shuffled(units, random)
     .slice(0, count)
-    .map((unit) => [unit * UNIT + Math.floor(random() * (UNIT / BLOCK)) * BLOCK, BLOCK]);
+    .map((at) => [at + Math.floor(random() * (unit / BLOCK)) * BLOCK, BLOCK]);
+}
+
+/** The starts of the units that requests lie in. */
+function unitsOf(requests: readonly Request[], { unit }: Scale): number[] {
+  return requests.map(([at]) => Math.floor(at / unit) * unit);
 }
 
 /** All blocks of the disk in random order, at most `count`. */
@@ -61,11 +68,17 @@ function inOrder(size: number): Request[] {
 
 const { read, write, writeSync, punch } = OperationKind;
 
+/** Writes to all of a disk. */
+export function filling(size: number): Float64Array {
+  return pack(inOrder(size), write);
+}
+
 function firstAndAgain(id: string, title: string, depth: number, kind: number): Scenario {
   return {
     ...{ id, title, images: 1 },
-    steps: (size, { shallow, deep }, seed) => {
-      const operations = pack(scattered(size, depth === 1 ? shallow : deep, seed), kind);
+    steps: (size, scale, seed) => {
+      const count = depth === 1 ? scale.shallow : scale.deep;
+      const operations = pack(scattered(size, scale, count, seed), kind);
       return [
         { name: 'first', depth, operations },
         { name: 'rewrite', depth, operations },
@@ -84,7 +97,7 @@ export const SCENARIOS: readonly Scenario[] = [
   {
     ...{ id: 'sequential', title: '1 MiB in order, and a final fdatasync', images: 1 },
     steps: (size) => {
-      const operations = pack(inOrder(size), write);
+      const operations = filling(size);
       return [
         { name: 'first', depth: 1, operations, counted: true },
         { name: 'rewrite', depth: 1, operations, counted: true },
@@ -93,8 +106,8 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     ...{ id: 'read', title: '4 KiB random reads before and after the first write', images: 1 },
-    steps: (size, { shallow }, seed) => {
-      const where = scattered(size, shallow, seed);
+    steps: (size, scale, seed) => {
+      const where = scattered(size, scale, scale.shallow, seed);
       return [
         { name: 'before', depth: 1, operations: pack(where, read) },
         { name: 'fill', depth: 8, operations: pack(where, write) },
@@ -108,8 +121,8 @@ export const SCENARIOS: readonly Scenario[] = [
       title: 'a part of a cluster, then another part of it, fdatasync after each',
       images: 1,
     },
-    steps: (size, { shallow }, seed) => {
-      const units = scattered(size, shallow, seed).map(([at]) => Math.floor(at / UNIT) * UNIT);
+    steps: (size, scale, seed) => {
+      const units = unitsOf(scattered(size, scale, scale.shallow, seed), scale);
       return [
         {
           name: 'first',
@@ -139,9 +152,9 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     ...{ id: 'discard', title: 'write, discard, write again, fdatasync after each write', images: 1 },
-    steps: (size, { shallow }, seed) => {
-      const where = scattered(size, shallow, seed);
-      const units = where.map(([at]): Request => [Math.floor(at / UNIT) * UNIT, UNIT]);
+    steps: (size, scale, seed) => {
+      const where = scattered(size, scale, scale.shallow, seed);
+      const units = unitsOf(where, scale).map((at): Request => [at, scale.unit]);
       return [
         { name: 'first', depth: 1, operations: pack(where, writeSync) },
         { name: 'discard', depth: 1, operations: pack(units, punch) },
@@ -152,8 +165,9 @@ export const SCENARIOS: readonly Scenario[] = [
   {
     ...{ id: 'together', title: 'several images at once, 4 KiB random, fdatasync after each', images: 4 },
     // As many requests over all images as one image gets elsewhere: on some file systems each flush waits for all others.
-    steps: (size, { shallow, images }, seed) => {
-      const operations = pack(scattered(size, Math.ceil(shallow / images), seed), writeSync);
+    steps: (size, scale, seed) => {
+      const count = Math.ceil(scale.shallow / scale.images);
+      const operations = pack(scattered(size, scale, count, seed), writeSync);
       return [
         { name: 'first', depth: 1, operations },
         { name: 'rewrite', depth: 1, operations },

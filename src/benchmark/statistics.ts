@@ -1,4 +1,5 @@
 import { seeded } from './random.ts';
+import { needed } from './recorder.ts';
 
 /** A range that holds the true value with the confidence it was made for, and the estimate itself. */
 export interface Interval {
@@ -30,7 +31,8 @@ const DRAWS = 2000;
 
 /**
  * The median with its bootstrap interval: `DRAWS` samples of the values with replacement, by a generator with `seed`, and
- * of their medians the part in the middle that `confidence` says.
+ * of their medians the part in the middle that `confidence` says. Of few values that alone holds the true median less
+ * often (of seven, 88 times in 100 instead of 95), so it is never narrower than {@link surePlaces}.
  */
 export function medianInterval(values: readonly number[], seed: number, confidence = 0.95): Interval {
   const random = seeded(seed);
@@ -43,7 +45,28 @@ export function medianInterval(values: readonly number[], seed: number, confiden
   }
   medians.sort();
   const tail = (1 - confidence) / 2;
-  return { low: quantile(medians, tail), value: median(values), high: quantile(medians, 1 - tail) };
+  const sorted = Float64Array.from(values).sort();
+  const place = surePlaces(values.length, confidence);
+  return {
+    low: Math.min(quantile(medians, tail), sorted[place] ?? NaN),
+    value: median(values),
+    high: Math.max(quantile(medians, 1 - tail), sorted[sorted.length - 1 - place] ?? NaN),
+  };
+}
+
+/**
+ * How many of `count` sorted values may be left out at either end so that the others hold the true median with the
+ * confidence, whatever they are distributed like: each lies above it or below it with the same chance. 0, the widest there
+ * is, also where all of them are too few.
+ */
+export function surePlaces(count: number, confidence: number): number {
+  let [place, chance, below] = [0, 0.5 ** count, 0.5 ** count];
+  for (;;) {
+    chance *= (count - place) / (place + 1);
+    below += chance;
+    if (2 * below > 1 - confidence || place + 1 > (count - 1) / 2) return place;
+    place++;
+  }
 }
 
 /**
@@ -65,12 +88,12 @@ export function ratioInterval(
   return { low: Math.exp(low), value: Math.exp(value), high: Math.exp(high) };
 }
 
-/** Latencies in nanoseconds, in few words. */
+/** Latencies in nanoseconds, in few words. Null: there are so few that not one lies beyond, as of {@link needed}. */
 export interface Latency {
   readonly p50: number;
-  readonly p90: number;
-  readonly p99: number;
-  readonly p999: number;
+  readonly p90: number | null;
+  readonly p99: number | null;
+  readonly p999: number | null;
   readonly max: number;
   readonly mean: number;
 }
@@ -78,10 +101,10 @@ export interface Latency {
 /** The figures of a distribution. */
 export function latencyOf(values: ArrayLike<number>): Latency {
   const sorted = Float64Array.from(values).sort();
-  const at = (part: number): number => quantile(sorted, part);
+  const at = (part: number): number | null => (sorted.length < needed(part) ? null : quantile(sorted, part));
   const sum = sorted.reduce((total, value) => total + value, 0);
   return {
-    ...{ p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999) },
+    ...{ p50: quantile(sorted, 0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999) },
     ...{ max: sorted.at(-1) ?? NaN, mean: sum / sorted.length },
   };
 }

@@ -7,12 +7,19 @@ import { stopIfAborted } from '../core/working.ts';
 import { measure, watch, type Bench, type Cell, type Clocks } from './cell.ts';
 import { environmentOf, type Environment } from './environment.ts';
 import { native } from '../native/binding.ts';
+import { OperationKind } from '../native/types.ts';
+import { rawTarget } from './engine.ts';
+import { seedOf } from './random.ts';
+import { filling } from './scenario.ts';
+import { mostOf, reductions, type Reduced } from './pace.ts';
 import { planOf, roomFor, scheduleOf, type Plan, type Slot, type StudyRequest } from './plan.ts';
 import { makeImage } from './subject.ts';
 import { conclude, type Conclusion } from './verdict.ts';
 
-/** How a study is watched and stopped. */
-export interface StudyOptions extends StudyRequest, Pick<Bench, 'afterCreate' | 'afterStep' | 'signal'> {
+type Hook = 'afterCreate' | 'beforeStep' | 'afterStep';
+
+/** How a study is watched and stopped. The hooks let tests spoil it. */
+export interface StudyOptions extends StudyRequest, Pick<Bench, Hook | 'signal'> {
   readonly clocks?: Clocks | undefined;
   readonly onPlan?: (plan: Plan, environment: Environment) => void;
   readonly onCell?: (done: number, total: number, next: Slot | undefined) => void;
@@ -31,6 +38,8 @@ export interface Study {
   readonly environment: Environment;
   readonly loadAfter: number;
   readonly cells: readonly Cell[];
+  /** Steps of which every image got fewer requests than the preset has. */
+  readonly reduced: readonly Reduced[];
   readonly conclusion: Conclusion;
 }
 
@@ -56,19 +65,25 @@ export async function study(folder: string, options: StudyOptions = {}): Promise
       path: folder,
     });
   const environment = environmentOf(folder);
-  const room = roomFor(plan);
+  const room = roomFor(plan, environment.fileSystem);
   if (environment.freeBytes < room)
     throw new SpindleError(
       'NO_SPACE',
       `the study takes up to ${formatSize(room)}, and ${formatSize(environment.freeBytes)} are free; nothing was done`,
       { path: folder },
     );
+  const most = Math.max(...plan.scenarios.map(({ images }) => images));
+  if (environment.addon && most > environment.pool)
+    throw new SpindleError(
+      'BAD_OPTION',
+      `${String(most)} images at once need as many threads: set UV_THREADPOOL_SIZE to at least that, or leave the phase out`,
+    );
   options.onPlan?.(plan, environment);
   const clocks = options.clocks ?? CLOCKS;
   const started = new Date().toISOString();
   const begin = clocks.steady();
   const whole = watch(clocks);
-  const cells = await inScratch(folder, (scratch) =>
+  const { cells, reduced } = await inScratch(folder, (scratch) =>
     allCells(plan, scratch, environment, { ...options, clocks }),
   );
   const seconds = (clocks.steady() - begin) / 1000;
@@ -78,7 +93,7 @@ export async function study(folder: string, options: StudyOptions = {}): Promise
     ...{ kind: 'spindle bench allocation', version: 1, started, seconds, folder, environment },
     plan: { ...rest, scenarios: scenarios.map(({ id, title, images }) => ({ id, title, images })) },
     loadAfter: loadavg()[0] ?? 0,
-    cells,
+    ...{ cells, reduced },
     conclusion: conclude(plan, cells, jumped),
   };
 }
@@ -102,38 +117,67 @@ async function allCells(
   plan: Plan,
   scratch: string,
   { device }: Environment,
-  { clocks, signal, onCell, afterCreate, afterStep }: StudyOptions & { readonly clocks: Clocks },
-): Promise<Cell[]> {
+  { clocks, signal, onCell, afterCreate, beforeStep, afterStep }: StudyOptions & { readonly clocks: Clocks },
+): Promise<Pick<Study, 'cells' | 'reduced'>> {
   const base = join(scratch, 'base.raw');
-  const raw = { id: 'base', format: 'raw', policy: 'thin', control: false, overlay: false } as const;
-  if (plan.subjects.some(({ overlay }) => overlay)) await makeImage(base, raw, plan.size, '', signal);
-  const images = join(scratch, 'images');
+  if (plan.subjects.some(({ overlay }) => overlay)) await makeBase(base, plan, signal);
   const schedule = scheduleOf(plan);
-  const cells: Cell[] = [];
-  for (const [index, slot] of schedule.entries()) {
+  const [cells, reduced]: [Cell[], Reduced[]] = [[], []];
+  let [done, total] = [0, schedule.flat().length];
+  const one = async (slot: Slot): Promise<Cell> => {
     stopIfAborted(signal);
-    onCell?.(index, schedule.length, slot);
-    const folder = `${images}-${String(index)}`;
-    await freshFolder(folder, async () => {
-      try {
-        cells.push(
-          await measure(plan, slot, { ...{ folder, base, device, clocks, signal }, afterCreate, afterStep }),
-        );
-      } catch (error) {
-        // The steps stop with the words of the signal.
-        stopIfAborted(signal);
-        throw error;
-      }
-    });
+    onCell?.(done, total, slot);
+    const folder = join(scratch, `images-${String(done)}`);
+    const bench = { ...{ folder, base, device, clocks, signal }, ...{ afterCreate, beforeStep, afterStep } };
+    try {
+      return await inFresh(folder, () => measure(plan, slot, { ...bench, most: mostOf(reduced) }));
+    } catch (error) {
+      // The steps stop with the words of the signal.
+      stopIfAborted(signal);
+      throw error;
+    } finally {
+      done++;
+    }
+  };
+  for (const slots of schedule) {
+    const found: Cell[] = [];
+    for (const slot of slots) found.push(await one(slot));
+    const [first] = slots;
+    const less = first?.round === 0 ? reductions(plan, first.scenario, found) : [];
+    if (less.length > 0) {
+      // Of what was too much for the slowest nothing counts: all begin again with what all can do.
+      reduced.push(...less);
+      total += slots.length;
+      found.length = 0;
+      for (const slot of slots) found.push(await one(slot));
+    }
+    cells.push(...found);
   }
-  onCell?.(schedule.length, schedule.length, undefined);
-  return cells;
+  onCell?.(done, total, undefined);
+  return { cells, reduced };
 }
 
-async function freshFolder(path: string, work: () => Promise<void>): Promise<void> {
+/** The backing file of overlays holds data: what an overlay takes from holes costs it nothing. */
+async function makeBase(
+  path: string,
+  { size, seed, cached, threads }: Plan,
+  signal?: AbortSignal,
+): Promise<void> {
+  const raw = { id: 'base', format: 'raw', policy: 'thin', control: false, overlay: false } as const;
+  await makeImage(path, raw, size, '', signal);
+  const target = await rawTarget(path, !cached, threads);
+  try {
+    await target.run({ operations: filling(size), depth: 4, seed: seedOf(seed, 'base'), limit: 0 });
+    await target.run({ operations: Float64Array.of(0, 0, OperationKind.sync), depth: 1, seed, limit: 0 });
+  } finally {
+    await target.close();
+  }
+}
+
+async function inFresh<T>(path: string, work: () => Promise<T>): Promise<T> {
   mkdirSync(path);
   try {
-    await work();
+    return await work();
   } finally {
     rmSync(path, { recursive: true, force: true });
   }

@@ -1,5 +1,6 @@
 import type { Flow, ImageBench, ImageFigures } from '../benchmark/image.ts';
 import type { ImageBenchPlan } from '../benchmark/image-plan.ts';
+import { poolSize } from '../benchmark/environment.ts';
 import { needed, type Bucket } from '../benchmark/recorder.ts';
 import { formatSize } from '../core/size.ts';
 import { oneLine } from './output.ts';
@@ -53,7 +54,7 @@ export function benchText({ images, total, cpuSeconds }: ImageBench): string {
   const between = flushes === 0 ? '' : `, ${String(flushes)} flush${flushes === 1 ? '' : 'es'} in between`;
   return `${table([head, ...rows])}${few}
 ${histogramText(all.histogram)}
-Took ${seconds.toFixed(3)} s${flushed}${between}; ${cpuSeconds.toFixed(2)} s of processor time. Requests go through spindle's driver: the event loop of Node is in every figure.
+Took ${seconds.toFixed(3)} s${flushed}${between}; ${cpuSeconds.toFixed(2)} s of processor time. Requests go through spindle's driver: the event loop of Node is in every figure, and up to ${String(poolSize())} threads carry them to the host.
 `;
 }
 

@@ -124,8 +124,6 @@ class ExtentWindow {
   #at = 0;
   #end = 0;
   #extents: HostExtent[] = [];
-  /** Index of the extent at which the last question ended. */
-  #cursor = 0;
 
   constructor(storage: Storage) {
     this.#storage = storage;
@@ -149,15 +147,11 @@ class ExtentWindow {
     this.#at = at;
     this.#end = Math.min(this.#storage.size, at + WINDOW);
     this.#extents = (await this.#storage.hostExtents?.(at, this.#end - at)) ?? [];
-    this.#cursor = 0;
   }
 
   *#within(at: number, end: number): Generator<HostRun> {
-    const extents = this.#extents;
-    if (at < (extents[this.#cursor]?.offset ?? 0)) this.#cursor = 0;
-    while (at < end) {
-      let extent = extents[this.#cursor];
-      while (extent !== undefined && extent.offset + extent.length <= at) extent = extents[++this.#cursor];
+    for (let next = this.#firstAfter(at); at < end; next++) {
+      const extent = this.#extents[next];
       if (extent === undefined || extent.offset >= end) {
         yield { length: end - at, kind: 'hole', shared: false };
         return;
@@ -170,5 +164,17 @@ class ExtentWindow {
       yield { length: stop - at, kind: extent.kind, shared: extent.shared };
       at = stop;
     }
+  }
+
+  /** Index of the first extent that ends after an offset. The places that a format maps lie in any order. */
+  #firstAfter(at: number): number {
+    let [low, high] = [0, this.#extents.length];
+    while (low < high) {
+      const middle = Math.floor((low + high) / 2);
+      const { offset, length } = this.#extents[middle] as HostExtent;
+      if (offset + length <= at) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 }

@@ -6,7 +6,8 @@ import type { Cell, StepResult } from '../benchmark/cell.ts';
 import { bucketStart, median, mergedHistogram, type Histogram } from '../benchmark/statistics.ts';
 import type { Drill } from '../benchmark/drill/drill.ts';
 import type { Study } from '../benchmark/study.ts';
-import { times } from '../benchmark/verdict.ts';
+import { controlConfidence } from '../benchmark/verdict.ts';
+import { percent, times, wayOf } from '../benchmark/verdict-words.ts';
 import { drillSection } from './drill.ts';
 import { PAGE } from './style.ts';
 import { axis, chart, colourOf, duration, escaped, label, MARGIN, WIDTH, type Chart } from './svg.ts';
@@ -89,10 +90,11 @@ function latencies(
       .y1(([, count]) => base - (count / peak) * 24)
       .curve(curveStepAfter);
     const closed: Histogram = [...histogram, [(histogram.at(-1)?.[0] ?? 0) + 1, 0]];
-    const at = (part: 'p50' | 'p99'): number => median(steps.map(({ latency }) => latency[part])) / 1e9;
+    const at = (part: 'p50' | 'p99'): number =>
+      median(steps.map(({ latency }) => latency[part] ?? NaN)) / 1e9;
     const p50 = x(at('p50')).toFixed(1);
     const name = step === names[0] ? short(subject) : '';
-    return `<g class="${colourOf(subject)}">${label(4, base - 4, name)}${label(MARGIN.left - 6, base - 4, step === 'first' || step === 'rewrite' ? (step === 'first' ? '1st' : 're') : step.slice(0, 4), 'text-anchor="end" class="quiet"')}<path class="${step === names[0] ? 'fill' : 'pale'}" d="${shape(closed) ?? ''}"><title>${escaped(`${subject}, ${step}: p50 ${duration(at('p50'))}, p99 ${duration(at('p99'))}`)}</title></path><line stroke="var(--ink,#1f2328)" stroke-width="1.5" x1="${p50}" x2="${p50}" y1="${String(base - 25)}" y2="${String(base)}"/></g>`;
+    return `<g class="${colourOf(subject)}">${label(4, base - 4, name)}${label(MARGIN.left - 6, base - 4, step === 'first' || step === 'rewrite' ? (step === 'first' ? '1st' : 're') : step.slice(0, 4), 'text-anchor="end" class="quiet"')}<path class="${step === names[0] ? 'fill' : 'pale'}" d="${shape(closed) ?? ''}"><title>${escaped(`${subject}, ${step}: p50 ${duration(at('p50'))}, p99 ${Number.isFinite(at('p99')) ? duration(at('p99')) : 'not known'}`)}</title></path><line stroke="var(--ink,#1f2328)" stroke-width="1.5" x1="${p50}" x2="${p50}" y1="${String(base - 25)}" y2="${String(base)}"/></g>`;
   });
   return chart(
     `${format}-${scenario}-latency`,
@@ -154,19 +156,21 @@ function overTime(study: Study, format: string, scenario: string, title: string)
 function cost(study: Study, format: string): Chart[] {
   const all = study.conclusion.crossovers.filter((one) => one.format === format);
   if (all.length === 0) return [];
-  const writes = study.plan.size / 65536;
-  const rows = all.flatMap(({ policy, scenario, cost: pays, saving }) => [
-    { name: `${short(policy)}: cost`, scenario, policy, kind: 'fill', ...pays },
-    {
-      name: scenario,
-      scenario,
-      policy,
-      kind: 'pale',
-      low: saving.low * writes,
-      value: saving.value * writes,
-      high: saving.high * writes,
-    },
-  ]);
+  const rows = all.flatMap(({ policy, scenario, cost: pays, saving, bytes }) => {
+    const writes = study.plan.size / Math.max(bytes, 65536);
+    return [
+      { name: `${short(policy)}: cost`, scenario, policy, kind: 'fill', ...pays },
+      {
+        name: scenario,
+        scenario,
+        policy,
+        kind: 'pale',
+        low: saving.low * writes,
+        value: saving.value * writes,
+        high: saving.high * writes,
+      },
+    ];
+  });
   const height = MARGIN.top + rows.length * 20 + MARGIN.bottom;
   const left = 128;
   const x = scaleLinear(
@@ -186,7 +190,7 @@ function cost(study: Study, format: string): Chart[] {
   return [
     chart(
       `${format}-cost`,
-      `${format}: what creation costs more than thin, and (pale) what one first write in each 64 KiB then saves`,
+      `${format}: what creation costs more than thin, and (pale) what first writes to all of the disk then save, one in each 64 KiB`,
       height,
       axis(x.ticks(3), x, bottom, MARGIN.top, duration) + bars.join(''),
     ),
@@ -240,6 +244,13 @@ export function pageOf(study: Study, drill?: Drill): string {
     ['seed', String(plan.seed)],
     ['rounds', String(plan.rounds)],
     ['disk', formatSize(plan.size)],
+    ...study.reduced.map(
+      ({ scenario, step, requests, of: all }) =>
+        [
+          'fewer requests',
+          `${scenario}, ${step}: ${String(requests)} of ${String(all)} for each image, as the slowest has no time for more`,
+        ] as const,
+    ),
     ['requests', plan.cached ? 'through the page cache' : 'past the page cache (O_DIRECT)'],
     [
       'engines',
@@ -266,8 +277,8 @@ export function pageOf(study: Study, drill?: Drill): string {
 <h1>Thin or thick?</h1>
 <p>What an allocation policy costs on this storage, measured by <code>spindle bench allocation</code>.</p>
 <h2>Verdict</h2><div class="verdicts">${verdicts.join('')}</div>
-<p class="quiet">Ratios are medians over ${String(plan.rounds)} rounds, paired by round, with bootstrap intervals of 95 %; controls are judged by intervals of 99.9 %, as there are many. Differences under ${String(conclusion.margin * 100)} % count as none.
-Raw files take their requests on the descriptor; qcow2 images through spindle's driver, which includes the event loop: compare within a format, not raw with qcow2.</p>
+<p class="quiet">Ratios are medians over ${String(plan.rounds)} rounds, paired by round, with bootstrap intervals of at least 95 %; controls are judged by intervals of ${percent(controlConfidence(plan.rounds))}, as there are many. Differences under ${String(conclusion.margin * 100)} % count as none.
+${escaped(wayOf(environment))}</p>
 <h2>Charts</h2><div class="charts">${charts.join('\n')}</div>${drill === undefined ? '' : `\n${drillSection(drill)}`}
 <h2>Control</h2><p class="quiet">The first policy of each format measured twice. What differs here is noise.</p>
 <div class="wide"><table><thead><tr><th>format</th><th>phase</th><th>step</th><th>ratio</th><th>finding</th></tr></thead><tbody>${controls.join('')}</tbody></table></div>

@@ -1,11 +1,14 @@
 import { spawn } from 'node:child_process';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statfsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
-import type { Study } from '../../src/benchmark/study.ts';
+import { planOf, roomFor, type StudyRequest } from '../../src/benchmark/plan.ts';
+import { study, type Study } from '../../src/benchmark/study.ts';
 import { builtCli, MAIN, spindle } from '../tool/cli.ts';
 import { describeWithFileSystem, FILE_SYSTEMS, withFileSystem } from '../tool/filesystem.ts';
 import { tempDir } from '../tool/temp.ts';
+
+const MIB = 1024 ** 2;
 
 // Nothing here depends on how long anything took: only that studies come to an end, and what is proven and kept.
 
@@ -68,6 +71,33 @@ for (const type of FILE_SYSTEMS) {
         expect(same.code).toBe(0);
         expect(same.stdout).not.toContain('Differs');
         expect(same.stdout).not.toMatch(/ (slower|faster)$/m);
+      });
+    });
+  });
+}
+
+for (const type of FILE_SYSTEMS) {
+  describeWithFileSystem(`the room that a study asks for on ${type}`, type, () => {
+    it('is enough, and a little less is refused beforehand', async () => {
+      await withFileSystem(type, 400, async (folder) => {
+        const { bavail, bsize } = statfsSync(folder);
+        const request: StudyRequest = {
+          ...{ seed: 1, subjects: ['raw-thick-eager', 'qcow2-thick-eager'] },
+          scenarios: ['sequential', 'random-deep'],
+        };
+        let size = 16 * MIB;
+        while (roomFor(planOf({ ...request, size: size + MIB }), type) <= bavail * bsize) size += MIB;
+        await expect(study(folder, { ...request, size: size + 2 * MIB })).rejects.toMatchObject({
+          ...{ code: 'NO_SPACE', message: expect.stringContaining('nothing was done') as string },
+        });
+        const stop = new AbortController();
+        const options = { ...request, size, signal: stop.signal };
+        // One round has all that any other has.
+        const onCell = (done: number): void => {
+          if (done === 8) stop.abort();
+        };
+        await expect(study(folder, { ...options, onCell })).rejects.toMatchObject({ code: 'ABORTED' });
+        expect(readdirSync(folder).filter((name) => name !== 'lost+found')).toEqual([]);
       });
     });
   });

@@ -1,5 +1,7 @@
-import { closeSync, fsyncSync, openSync, readdirSync, writeSync } from 'node:fs';
+import { closeSync, fsyncSync, openSync, readdirSync, truncateSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { planOf } from '../../src/benchmark/plan.ts';
 import { study, type Study, type StudyOptions } from '../../src/benchmark/study.ts';
 import { addonHere } from '../native/help.ts';
 import { tempDir } from '../tool/temp.ts';
@@ -78,6 +80,38 @@ describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => 
     for (const { finding } of about) expect(finding).toBe('none');
   });
 
+  it('where what was written is gone before it is rewritten', async () => {
+    const found = await small({
+      beforeStep: (path, { control }, step) => {
+        if (step === 'rewrite' && control) {
+          truncateSync(path, 0);
+          truncateSync(path, 16 * MIB);
+        }
+        return Promise.resolve();
+      },
+    });
+    refused(found, /void: raw-control.*rewrite: 64 of 64 requests before it left no written blocks/);
+    for (const { subject, steps } of found.cells)
+      expect(steps.map(({ step }) => step)).toEqual(
+        subject === 'raw-control' ? ['first'] : ['first', 'rewrite'],
+      );
+  });
+
+  it('where what was discarded is still there when it is written again', async () => {
+    const found = await small({
+      ...{ scenarios: ['discard'], subjects: ['raw-thin', 'qcow2-thin'] },
+      beforeStep: (path, { format, control }, step) => {
+        if (step === 'again' && control && format === 'raw') overwrite(path, MIB);
+        return Promise.resolve();
+      },
+    });
+    expect(found.conclusion.verdict.map(({ format, given }) => [format, given])[0]).toEqual(['raw', false]);
+    expect(found.conclusion.verdict[0]?.lines[1]).toMatch(
+      /void: raw-control.*again: \d+ of 64 requests before it left no discarded blocks/,
+    );
+    for (const { subject } of found.conclusion.voids) expect(subject).toBe('raw-control');
+  });
+
   it('where the control differs from itself', async () => {
     const found = await small({ afterStep: latency(({ control }) => (control ? 2 : 1)) });
     refused(found, /first \(random-sync\).*measured twice differs from itself.*too noisy/);
@@ -96,6 +130,19 @@ describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => 
     refused(found, /the clock jumped by/);
   });
 
+  it('nor of a policy that had the time for less work in one round', async () => {
+    let steps = 0;
+    const found = await small({
+      afterStep: (measured, { policy }) =>
+        policy === 'thick-lazy' && ++steps > 5
+          ? { ...measured, latencies: measured.latencies.slice(9) }
+          : measured,
+    });
+    const extents = found.conclusion.comparisons.find(({ measure }) => measure === 'extents');
+    expect(extents?.finding).toBe('none');
+    expect(extents?.why).toMatch(/not all images had the time/);
+  });
+
   it('and without sabotage, where all takes the same, says that there is no difference', async () => {
     const found = await small({ afterStep: latency(() => 1) });
     const [verdict] = found.conclusion.verdict;
@@ -111,6 +158,68 @@ describe.skipIf(!addonHere)('a study that is sabotaged gives no verdict', () => 
 });
 
 describe.skipIf(!addonHere)('a study', () => {
+  it('writes to no cluster twice and discards whole ones, whatever their size', async () => {
+    const found = await small({
+      subjects: ['qcow2-thin', 'qcow2-thin:cluster_size=2M'],
+      scenarios: ['discard'],
+    });
+    expect(found.conclusion.voids).toEqual([]);
+    for (const { steps } of found.cells)
+      expect(steps.map(({ step, requests, bytes }) => [step, requests, bytes])).toEqual([
+        ['first', 8, 8 * 4096],
+        ['discard', 8, 16 * MIB],
+        ['again', 8, 8 * 4096],
+      ]);
+    const { scale, scenarios } = planOf({ size: 64 * MIB, subjects: ['qcow2-thin:cluster_size=1M'] });
+    for (const { id, steps } of scenarios) {
+      if (!id.startsWith('random')) continue;
+      const [first] = steps(64 * MIB, scale, SEED);
+      const clusters = (first?.operations ?? [])
+        .filter((_, at) => at % 3 === 0)
+        .map((at) => Math.floor(at / MIB));
+      expect(new Set(clusters).size, id).toBe(clusters.length);
+    }
+  });
+
+  it('has overlays over a backing file that holds data', async () => {
+    const folders: string[] = [];
+    const found = await small({
+      ...{ subjects: ['qcow2-thin', 'qcow2-overlay'], scenarios: ['random-sync'] },
+      afterCreate: (path, { overlay }) => {
+        if (overlay) folders.push(join(path, '../../base.raw'));
+        if (folders.length === 3 && overlay) truncateSync(folders[0] ?? '', 8 * MIB);
+        return Promise.resolve();
+      },
+    });
+    expect(folders).toHaveLength(7);
+    expect(found.conclusion.voids.map(({ subject, round }) => [subject, round])).toEqual(
+      [2, 3, 4, 5, 6].map((round) => ['qcow2-overlay', round]),
+    );
+    refused(found, /qcow2-overlay.*the backing file: 8 of 16 requests before it left no written blocks/);
+  });
+
+  it('gives every policy as many requests as the slowest has time for', async () => {
+    const found = await small({
+      // Ten requests of 100 ms each are all that there is time for.
+      afterStep: (measured, { policy }) => {
+        const latencies = measured.latencies
+          .slice(0, policy === 'thick-lazy' ? 10 : Infinity)
+          .map(() => (policy === 'thick-lazy' ? 1e8 : 1e6));
+        return { ...measured, latencies, elapsed: latencies.reduce((sum, one) => sum + one, 0) };
+      },
+    });
+    expect(found.reduced).toEqual([
+      { scenario: 'random-sync', step: 'first', requests: 5, of: 64 },
+      { scenario: 'random-sync', step: 'rewrite', requests: 5, of: 64 },
+    ]);
+    expect(found.cells).toHaveLength(3 * 7);
+    for (const { steps } of found.cells) expect(steps.map(({ requests }) => requests)).toEqual([5, 5]);
+    expect(found.conclusion.comparisons.find(({ measure }) => measure === 'p50')?.finding).toBe('slower');
+    // Of what was measured before that nothing is left.
+    for (const { subject, after: space } of found.cells)
+      if (subject !== 'raw-thick-lazy') expect(space?.written).toBeLessThanOrEqual(5 * 65536);
+  });
+
   it('is the same plan for the same seed, each round with every subject', async () => {
     const [one, other] = [await small({}), await small({})];
     const order = ({ cells }: Study): string[] =>
