@@ -1,9 +1,10 @@
 /** The built command line, as a user starts it. */
-import { spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { start } from './starter.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 
@@ -29,28 +30,24 @@ export interface CliOptions {
   readonly main?: string;
 }
 
-/** Runs `spindle` with these arguments. Never throws for what it does. */
-export function spindle(args: readonly string[], options: CliOptions = {}): Promise<CliResult> {
+/** Exit codes that say which signal ended a program: those of SIGABRT, SIGKILL, SIGSEGV and SIGTERM. */
+const SIGNALLED: readonly number[] = [134, 137, 139, 143];
+
+/** Runs `spindle` with these arguments. Throws only when a signal ends it. */
+export async function spindle(args: readonly string[], options: CliOptions = {}): Promise<CliResult> {
   const { cwd, env, uid, node = [], main = MAIN } = options;
-  return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [...node, main, ...args], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      env: { ...process.env, TZ: 'UTC', ...env },
-      timeout: 240_000,
-      ...(cwd === undefined ? {} : { cwd }),
-      ...(uid === undefined ? {} : { uid, gid: uid }),
-    });
-    let stdout = '';
-    let stderr = '';
-    child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
-    child.on('error', reject);
-    child.on('close', (code, signal) => {
-      if (code === null)
-        reject(new Error(`spindle ${args.join(' ')}: ended by ${String(signal)}\n${stderr}`));
-      else resolve({ stdout, stderr, code });
-    });
-  });
+  const user = uid === undefined ? [] : ['setpriv', ...asUser(uid)];
+  const command = [...user, process.execPath, ...node, main, ...args];
+  const result = await start(command, { cwd, env: { TZ: 'UTC', ...env }, timeout: 240_000 });
+  if (SIGNALLED.includes(result.code))
+    throw new Error(
+      `spindle ${args.join(' ')}: ended by a signal (${String(result.code)})\n${result.stderr}`,
+    );
+  return result;
+}
+
+function asUser(uid: number): string[] {
+  return [`--reuid=${String(uid)}`, `--regid=${String(uid)}`, '--clear-groups'];
 }
 
 /** Builds `dist` when it is missing or older than `src`. Test files that start together build once. */

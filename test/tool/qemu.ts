@@ -2,19 +2,14 @@
  * The judges: qemu-img and qemu-io behind typed functions. Arguments are vectors, never shell text.
  * Only tests use this; spindle itself never runs qemu.
  */
-import { execFile, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { open, readFile, rm } from 'node:fs/promises';
 import { describe, it } from 'vitest';
+import { start, type RunResult } from './starter.ts';
 
-/** What a program said and how it ended. */
-export interface RunResult {
-  readonly stdout: string;
-  readonly stderr: string;
-  /** The exit code; 128 and more where a signal ended the program, as shells count. */
-  readonly code: number;
-}
+export type { RunResult } from './starter.ts';
 
 /** Where and how long a program runs, and which exit codes are fine. */
 export interface RunOptions {
@@ -36,33 +31,16 @@ export class JudgeError extends Error {
   }
 }
 
-const SIGNALS: Readonly<Record<string, number>> = { SIGABRT: 134, SIGKILL: 137, SIGSEGV: 139, SIGTERM: 143 };
-
 /** Runs a program. Throws a {@link JudgeError} when it ends with an unexpected exit code. */
-export function run(program: string, args: readonly string[], options: RunOptions = {}): Promise<RunResult> {
+export async function run(
+  program: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<RunResult> {
   const { cwd, expect = [0], timeout = 240_000 } = options;
-  return new Promise((resolve, reject) => {
-    const settings = {
-      encoding: 'utf8' as const,
-      maxBuffer: 256 * 1024 * 1024,
-      timeout,
-      killSignal: 'SIGKILL' as const,
-      env: { ...process.env, LC_ALL: 'C', TZ: 'UTC' },
-      ...(cwd === undefined ? {} : { cwd }),
-    };
-    execFile(program, [...args], settings, (error, stdout, stderr) => {
-      const status: unknown = error?.code;
-      if (error !== null && typeof status === 'string') {
-        reject(error); // it could not be started, or it said too much
-        return;
-      }
-      const code =
-        error === null ? 0 : typeof status === 'number' ? status : (SIGNALS[error.signal ?? ''] ?? 128);
-      const result = { stdout, stderr, code };
-      if (expect === 'any' || expect.includes(code)) resolve(result);
-      else reject(new JudgeError([program, ...args], result));
-    });
-  });
+  const result = await start([program, ...args], { cwd, timeout, env: { LC_ALL: 'C', TZ: 'UTC' } });
+  if (expect === 'any' || expect.includes(result.code)) return result;
+  throw new JudgeError([program, ...args], result);
 }
 
 /** Runs qemu-img. */
