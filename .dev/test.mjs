@@ -1,12 +1,18 @@
 // Runs all tests: those of the addon with cargo where it is there, all others with vitest. Ends with one line of counts.
-// --quick leaves out the tests that take minutes; every other argument goes to vitest.
+// --whole does every case of each grid and all random sequences, not a share of them; --quick does less of them, and leaves
+// out the tests that take minutes; every other argument goes to vitest.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join, relative } from 'node:path';
 import { have, root } from './common.mjs';
 
 const quick = process.argv.includes('--quick');
-const rest = process.argv.slice(2).filter((arg) => arg !== '--quick');
+const share = process.argv.includes('--whole')
+  ? { SPINDLE_SHARE: '1' }
+  : quick
+    ? { SPINDLE_SHARE: '12' }
+    : {};
+const rest = process.argv.slice(2).filter((arg) => arg !== '--quick' && arg !== '--whole');
 const counts = { passed: 0, failed: 0, skipped: 0 };
 const failures = [];
 
@@ -55,7 +61,7 @@ function vitest() {
     {
       cwd: root,
       stdio: ['ignore', 'inherit', 'inherit'],
-      env: { ...process.env, SPINDLE_QUICK: quick ? '1' : '0' },
+      env: { ...share, ...process.env, SPINDLE_QUICK: quick ? '1' : '0' },
     },
   );
   if (!existsSync(report)) {

@@ -19,8 +19,9 @@ import { applyStep, firstDifference, Model, randomStep } from '../tool/model.ts'
 import { readAll } from '../tool/history.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { Timeline } from '../tool/timeline.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_CRASH_SEQUENCES'] ?? 24);
+const SEQUENCES = times('SPINDLE_CRASH_SEQUENCES', 24);
 
 type Kind = 'raw' | Partial<Qcow2CreateOptions>;
 

@@ -7,9 +7,10 @@ import { copyChain, layerName, layerPath, makeChain, topRanges, type ChainLayer 
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
 const M = 1024 ** 2;
-const ROUNDS = Number(process.env['SPINDLE_CHAIN_ROUNDS'] ?? 2);
+const ROUNDS = times('SPINDLE_CHAIN_ROUNDS', 2);
 
 const qcow2 = (
   size: number,

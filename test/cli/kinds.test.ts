@@ -8,6 +8,7 @@ import { copyOf, EVERY_KIND, expectSameResult, studio, words } from '../tool/eve
 import type { Kind } from '../tool/kinds.ts';
 import * as qemu from '../tool/qemu.ts';
 import { tempDir } from '../tool/temp.ts';
+import { shareOf } from '../tool/share.ts';
 
 let main = '';
 
@@ -245,15 +246,15 @@ function byFile(stdout: string): string {
     .replace(/json:\{.*?"filename": "(.*?)".*\}/g, '$1');
 }
 
-/** Does all lines, whatever fails, and says which did. */
+/** Does a share of the lines, whatever fails, and says which did. */
 async function eachLine(
   kind: Kind,
   all: readonly Line[],
   work: (line: Line) => Promise<void>,
 ): Promise<void> {
   const failures: string[] = [];
-  for (const line of all) {
-    if (line.only?.(kind) === false) continue;
+  const wanted = all.filter(({ only }) => only?.(kind) !== false);
+  for (const line of shareOf(`${kind.name} ${all[0]?.line ?? ''}`, wanted)) {
     await work(line).catch((error: unknown) => failures.push(`${line.line}\n${String(error)}`));
   }
   expect(failures.length, failures.join('\n\n')).toBe(0);

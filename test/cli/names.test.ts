@@ -10,6 +10,7 @@ import { kindOf, KINDS, randomContent, SECRET_OBJECT } from '../tool/kinds.ts';
 import * as qemu from '../tool/qemu.ts';
 import { withRandom } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { shareOf } from '../tool/share.ts';
 
 const MIB = 1024 ** 2;
 
@@ -129,20 +130,23 @@ const NAMES: readonly string[] = [
 qemu.describeWithQemu('a name', () => {
   // Direct I/O needs the addon.
   const usable = OPTIONS.filter(([option]) => option !== 'cache.direct=on' || addonStatus().loaded);
-  it.each(usable.map(([option, strict]) => ({ option, strict })))('with $option', async (one) => {
-    const args = [
-      'info',
-      '--output=json',
-      '--image-opts',
-      `driver=qcow2,file.filename=base.qcow2,${one.option}`,
-    ];
-    const [mine, judged] = await Promise.all([ours(...args), theirs(...args)]);
-    expect(mine.code, mine.stderr + judged.stderr).toBe(one.strict === true ? 1 : judged.code);
-    if (mine.code !== 0) expect(mine.stderr).toMatch(/^qemu-img: .+\n$/);
-    else expect(JSON.parse(mine.stdout)).toEqual(JSON.parse(judged.stdout));
-  });
+  it.each(shareOf('options', usable).map(([option, strict]) => ({ option, strict })))(
+    'with $option',
+    async (one) => {
+      const args = [
+        'info',
+        '--output=json',
+        '--image-opts',
+        `driver=qcow2,file.filename=base.qcow2,${one.option}`,
+      ];
+      const [mine, judged] = await Promise.all([ours(...args), theirs(...args)]);
+      expect(mine.code, mine.stderr + judged.stderr).toBe(one.strict === true ? 1 : judged.code);
+      if (mine.code !== 0) expect(mine.stderr).toMatch(/^qemu-img: .+\n$/);
+      else expect(JSON.parse(mine.stdout)).toEqual(JSON.parse(judged.stdout));
+    },
+  );
 
-  it.each(NAMES)('%s', async (name) => {
+  it.each(shareOf('names', NAMES))('%s', async (name) => {
     const words = name.startsWith('I ') ? ['--image-opts', name.slice(2)] : [name];
     for (const verb of [
       ['info', '--output=json'],

@@ -8,6 +8,7 @@ import { expectAgreement } from '../tool/agree.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { shareOf } from '../tool/share.ts';
 
 const SECRET = 'a passphrase';
 const SIZE = 9 * 1024 ** 2 + 3 * 512;
@@ -228,7 +229,7 @@ qemu.describeWithQemu('convert', () => {
       const random = new Random(seedOf(`convert ${source.name}`));
       const from = join(dir, 'source');
       await source.make(from, random);
-      for (const target of TARGETS) {
+      for (const target of shareOf(`targets of ${source.name}`, TARGETS)) {
         const to = join(dir, 'target');
         const where = `${source.name} to ${target.name} (SPINDLE_SEED=${String(random.seed)})`;
         try {

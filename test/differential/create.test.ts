@@ -7,6 +7,7 @@ import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 import { byClusterSize, describePoint, gridPoints, inParallel, qemuOptions, type GridPoint } from './grid.ts';
+import { shareOf } from '../tool/share.ts';
 
 const SECTOR = 512;
 
@@ -17,8 +18,8 @@ function sizeFor(point: GridPoint, random: Random): number {
 }
 
 qemu.describeWithQemu('what spindle creates, qemu accepts', () => {
-  it.for(byClusterSize(gridPoints()))(
-    'clusters of %i bytes: the whole option grid',
+  it.for(byClusterSize(shareOf('create', gridPoints())))(
+    'clusters of %i bytes: the option grid',
     { timeout: 600_000 },
     async ([clusterSize, points]) => {
       const dir = tempDir();

@@ -6,6 +6,7 @@ import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
 import { byClusterSize, describePoint, gridPoints, inParallel, qemuOptions, type GridPoint } from './grid.ts';
+import { shareOf } from '../tool/share.ts';
 
 const SECTOR = 512;
 
@@ -38,8 +39,8 @@ function randomFill(point: GridPoint, size: number, random: Random): qemu.Fill[]
 }
 
 qemu.describeWithQemu('what qemu creates and fills, spindle reads', () => {
-  it.for(byClusterSize(gridPoints()))(
-    'clusters of %i bytes: the whole option grid',
+  it.for(byClusterSize(shareOf('read', gridPoints())))(
+    'clusters of %i bytes: the option grid',
     { timeout: 600_000 },
     async ([clusterSize, points]) => {
       const dir = tempDir();

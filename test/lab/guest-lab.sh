@@ -105,7 +105,7 @@ build() {
 }
 
 boot() { # processors, directory of this run
-  timeout --foreground "${LAB_TIME:-900}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
+  timeout --foreground "${LAB_TIME:-1800}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem -smp "$1" -m 1024 \
     -nodefaults -nic none -display none -no-reboot -serial file:"$2/console" -kernel "$lab/vmlinuz" \
     -append "console=ttyS0 quiet root=/dev/nvme0n1 rw init=/lab/init panic=-1 mitigations=off" \
     -drive if=none,id=root,file="$lab/root.qcow2",format=qcow2,snapshot=on,cache=unsafe -device nvme,drive=root,serial=root \
@@ -128,6 +128,7 @@ job() {
   cp "$project"/native/*.node "$work/job/spindle/native/" 2>/dev/null || true
   cp "$project"/node_modules/fs-ext/{package.json,fs-ext.js} "$work/job/spindle/node_modules/fs-ext/"
   cp "$project"/node_modules/fs-ext/build/Release/*.node "$work/job/spindle/node_modules/fs-ext/build/Release/"
+  echo "${LAB_ROUNDS:-1}" >"$work/job/rounds"
   spindle create -q -f qcow2 "$work/pv0.qcow2" 512M
   spindle create -q -f qcow2 "$work/pv1.qcow2" 512M
   for boots in 1 2; do

@@ -10,6 +10,7 @@ import { checkFile } from '../../src/index.ts';
 import { builtCli, MAIN } from '../tool/cli.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { newBench, type Bench } from './help.ts';
+import { SHARE } from '../tool/share.ts';
 
 beforeAll(builtCli);
 
@@ -123,8 +124,8 @@ describe('kill -9', () => {
     ];
     for (const args of verbs) {
       const steps: string[] = [];
-      // Each change of the first hundred, and then some: data is moved in many.
-      for (let step = 1; ; step += step < 100 ? 1 : 1 + random.below(20)) {
+      // Each change of the first hundred, or a share of them, and then some: data is moved in many.
+      for (let step = 1; ; step += step < 100 ? 1 + random.below(2 * SHARE - 1) : 1 + random.below(20)) {
         rmSync(join(bench.root, 'config'), { recursive: true, force: true });
         rmSync(join(bench.root, 'run'), { recursive: true, force: true });
         rmSync(join(bench.root, 'pools'), { recursive: true, force: true });

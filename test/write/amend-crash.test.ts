@@ -28,8 +28,9 @@ import { cutFiles } from '../tool/power-cut.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_CRASH_SEQUENCES'] ?? 24);
+const SEQUENCES = times('SPINDLE_CRASH_SEQUENCES', 24);
 const BASE = new Uint8Array(200 * 1024).fill(0xb5);
 const LONG = `${'./'.repeat(240)}base.raw`;
 

@@ -13,8 +13,9 @@ import { Model } from '../tool/model.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 120);
+const SEQUENCES = times('SPINDLE_MODEL_SEQUENCES', 120);
 const STEPS = 25;
 const ROUNDS = 4;
 const MIX = { snapshots: 0.12, resize: 0, qemu: 0 };

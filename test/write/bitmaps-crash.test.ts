@@ -24,8 +24,9 @@ import { changes, cutFiles } from '../tool/power-cut.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_CRASH_SEQUENCES'] ?? 33);
+const SEQUENCES = times('SPINDLE_CRASH_SEQUENCES', 33);
 const SECTOR = 512;
 
 interface Kind extends Partial<Qcow2CreateOptions> {

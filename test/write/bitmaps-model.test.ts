@@ -4,8 +4,9 @@ import { describeWithNbd } from '../tool/bitmaps.ts';
 import { runHistories, type Mix } from '../tool/history.ts';
 import { seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 150);
+const SEQUENCES = times('SPINDLE_MODEL_SEQUENCES', 150);
 const STEPS = 60;
 const MIXES: readonly Mix[] = [
   { snapshots: 0, resize: 0, qemu: 0, bitmaps: 0.2, compress: 0.1 },

@@ -6,8 +6,9 @@ import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { expectSurvival, firstFailure, recordWork } from '../tool/recorded.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_CRASH_SEQUENCES'] ?? 24);
+const SEQUENCES = times('SPINDLE_CRASH_SEQUENCES', 24);
 const STEPS = 40;
 const MIX = { snapshots: 0, resize: 0 };
 

@@ -21,8 +21,9 @@ import { cutFiles } from '../tool/power-cut.ts';
 import * as qemu from '../tool/qemu.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Math.ceil(Number(process.env['SPINDLE_CRASH_SEQUENCES'] ?? 24) / 2);
+const SEQUENCES = Math.ceil(times('SPINDLE_CRASH_SEQUENCES', 24) / 2);
 const STEPS = 24;
 const SECTOR = 512;
 

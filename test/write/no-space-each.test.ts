@@ -17,6 +17,7 @@ import { Model } from '../tool/model.ts';
 import { KINDS, OPERATIONS, prepared, type Operation } from '../tool/operations.ts';
 import { Random, seedOf } from '../tool/random.ts';
 import { judge, MemoryFile, missing, readSeen, type Moment, type Recorder } from '../tool/recorded.ts';
+import { SHARE } from '../tool/share.ts';
 
 /** What can find no space: some file systems say so at the flush only. */
 const TAKING: readonly FaultOperation[] = ['write', 'zero', 'resize', 'flush'];
@@ -52,11 +53,11 @@ class Counter extends MemoryFile {
   }
 }
 
-/** Every n-th request for which a disk is full: for good, and only for that one request. */
+/** Every n-th request for which a disk is full: for good, and only for that one request; in a share one of the two. */
 function* fullDisks(requests: number): Generator<Full> {
   for (let after = 0; after < requests; after++) {
-    yield { after };
-    yield { after, times: 1 };
+    if (SHARE === 1 || after % 2 === 0) yield { after };
+    if (SHARE === 1 || after % 2 === 1) yield { after, times: 1 };
   }
 }
 

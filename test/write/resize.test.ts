@@ -9,8 +9,9 @@ import { readAll, runHistories } from '../tool/history.ts';
 import * as qemu from '../tool/qemu.ts';
 import { seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 120);
+const SEQUENCES = times('SPINDLE_MODEL_SEQUENCES', 120);
 const STEPS = 50;
 const MIX = { snapshots: 0.03, resize: 0.25, qemu: 0.01 };
 

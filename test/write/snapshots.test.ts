@@ -8,8 +8,9 @@ import { readAll, runHistories, type Mix } from '../tool/history.ts';
 import * as qemu from '../tool/qemu.ts';
 import { seedOf } from '../tool/random.ts';
 import { tempDir } from '../tool/temp.ts';
+import { times } from '../tool/share.ts';
 
-const SEQUENCES = Number(process.env['SPINDLE_MODEL_SEQUENCES'] ?? 120);
+const SEQUENCES = times('SPINDLE_MODEL_SEQUENCES', 120);
 const STEPS = 60;
 const MIXES: readonly Mix[] = [
   { snapshots: 0.25, resize: 0, qemu: 0.03 },

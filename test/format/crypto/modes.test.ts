@@ -14,6 +14,7 @@ import {
 import * as qemu from '../../tool/qemu.ts';
 import { withRandom } from '../../tool/random.ts';
 import { tempPath } from '../../tool/temp.ts';
+import { shareOf } from '../../tool/share.ts';
 
 const SIZE = 1024 * 1024;
 
@@ -82,7 +83,7 @@ qemu.describeWithQemu('LUKS in qcow2, every mode', () => {
       }));
   }
 
-  for (const kind of KINDS) {
+  for (const kind of shareOf('LUKS modes', KINDS)) {
     it(`${nameOf(kind)}: made here`, () =>
       withRandom(`luks by spindle ${nameOf(kind)}`, async (random) => {
         const path = tempPath('ours.qcow2');

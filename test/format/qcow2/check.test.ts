@@ -14,6 +14,7 @@ import * as qemu from '../../tool/qemu.ts';
 import { Random, withRandom } from '../../tool/random.ts';
 import { tempDir } from '../../tool/temp.ts';
 import { makeImage, mutate, restore, STYLES, type CheckedImage } from './check-images.ts';
+import { times } from '../../tool/share.ts';
 
 /**
  * What spindle reports as corruption and qemu-img check does not see. In both cases reading the cluster fails, in qemu as
@@ -116,7 +117,7 @@ qemu.describeWithQemu('check agrees with qemu-img', () => {
     60_000,
   );
 
-  const rounds = Number(process.env['SPINDLE_CHECK_ROUNDS'] ?? 15);
+  const rounds = times('SPINDLE_CHECK_ROUNDS', 15);
   it.each(STYLES.map((style, index) => ({ name: style.name, style, index })))(
     `mutated ${String(rounds)} times: $name`,
     async ({ name, style, index }) => {

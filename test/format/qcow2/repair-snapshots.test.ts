@@ -9,6 +9,7 @@ import * as qemu from '../../tool/qemu.ts';
 import { withRandom } from '../../tool/random.ts';
 import { contentOf, expectSafe, sha256 } from '../../tool/repair-cuts.ts';
 import { tempDir } from '../../tool/temp.ts';
+import { times } from '../../tool/share.ts';
 
 const CLUSTER = 4096;
 const MIB = 1024 ** 2;
@@ -291,7 +292,7 @@ qemu.describeWithQemu('repair of snapshot tables', () => {
 
     it('after random damage', async () => {
       await withRandom(`snapshot table ${compat}`, async (random) => {
-        const rounds = 5 * Number(process.env['SPINDLE_REPAIR_ROUNDS'] ?? 8);
+        const rounds = 5 * times('SPINDLE_REPAIR_ROUNDS', 8);
         const path = join(folder, 'random.qcow2');
         for (let round = 0; round < rounds; round++) {
           const bytes = readFileSync(whole);

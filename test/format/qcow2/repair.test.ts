@@ -24,6 +24,7 @@ import { Random, withRandom } from '../../tool/random.ts';
 import { content, cuts, expectKept, expectSafe, sha256 } from '../../tool/repair-cuts.ts';
 import { tempDir } from '../../tool/temp.ts';
 import { makeImage, STYLES, type CheckedImage } from './check-images.ts';
+import { times } from '../../tool/share.ts';
 
 const CHECK = join(FIXTURES, 'check');
 const NAMES = fixtureJson<Fixture[]>('check', 'index.json').map(({ file }) => file);
@@ -197,7 +198,7 @@ function damageCounts(image: CheckedImage, bytes: Buffer, random: Random): strin
 
 qemu.describeWithQemu('repair after random damage', () => {
   const folder = tempDir();
-  const rounds = Number(process.env['SPINDLE_REPAIR_ROUNDS'] ?? 8);
+  const rounds = times('SPINDLE_REPAIR_ROUNDS', 8);
   it.each(STYLES.map((style, index) => ({ name: style.name, style, index })))(
     `${String(rounds)} times: $name`,
     async ({ name, style, index }) => {
