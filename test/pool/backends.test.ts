@@ -379,6 +379,35 @@ describe('logical', () => {
       ]);
     });
 
+    it('to delete, again where that failed half-way', async () => {
+      const tools = (groups: string, disks: string, other: Readonly<Record<string, string>> = {}): void => {
+        calls = standIns(bench, {
+          vgs: `echo '{"report":[{"vg":[${groups}]}]}'`,
+          pvs: `echo '{"report":[{"pv":[${disks}]}]}'`,
+          ...{ vgremove: '', pvremove: '', ...other },
+        });
+      };
+      const changes = (): string[] => calls().filter((line) => /^(vg|pv)remove /.test(line));
+      const pool = await bench.pools.define(parsePool(definition));
+      const group = '{"vg_name":"vg0"}';
+      const [x, y] = ['x', 'y'].map((disk) => `{"pv_name":"/dev/vd${disk}","vg_name":""}`);
+      tools(group, '', { pvremove: '[ "$3" = /dev/vdy ] && exit 5; exit 0' });
+      expect(await outcomes([pool.delete()])).toEqual(['TOOL_FAILED']);
+      expect(changes()).toEqual([
+        ...['vgremove --force -- vg0', 'pvremove --yes -- /dev/vdx', 'pvremove --yes -- /dev/vdy'],
+      ]);
+      // Another group has taken the first disk since, and there are disks that are not of this pool.
+      tools('{"vg_name":"new"}', `{"pv_name":"/dev/vdx","vg_name":"new"},${y ?? ''},{"pv_name":"/dev/vdz"}`);
+      expect(await outcomes([pool.delete()])).toEqual(['ok']);
+      expect(changes()).toEqual(['pvremove --yes -- /dev/vdy']);
+      tools('', `${x ?? ''},${y ?? ''}`);
+      expect(await outcomes([pool.delete()])).toEqual(['ok']);
+      expect(changes()).toEqual(['pvremove --yes -- /dev/vdx', 'pvremove --yes -- /dev/vdy']);
+      tools('', '');
+      expect(await outcomes([pool.delete()])).toEqual(['POOL_GONE']);
+      expect(changes()).toEqual([]);
+    });
+
     it('and tells when disks are missing, or the group', async () => {
       process.env['MISSING'] = '1';
       const pool = await bench.pools.define(parsePool(definition));

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { constants } from 'node:fs';
+import { constants, realpathSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { fillWithZeroes } from '../../core/allocation.ts';
 import { isSpindleError, SpindleError } from '../../core/errors.ts';
@@ -379,10 +379,7 @@ export const logicalBackend: Backend = {
       throw error;
     }
   },
-  delete: async ({ pool }) => {
-    await lvm('vgremove', ['--force'], groupOf(pool));
-    for (const device of pool.source.devices) await lvm('pvremove', ['--yes'], device);
-  },
+  delete: deleteGroup,
   check: async (context) => {
     try {
       await group(context);
@@ -408,11 +405,41 @@ export const logicalBackend: Backend = {
   setGuard,
 };
 
+/** Deletes the group, and takes LVM's mark from its disks; also from those that an earlier attempt did not get to. */
+async function deleteGroup(context: Context): Promise<void> {
+  const { pool } = context;
+  const groups = await report('vg', ['vg_name'], []);
+  const there = groups.some((row) => row['vg_name'] === groupOf(pool));
+  const own = new Set(pool.source.devices.map(realName));
+  const left = there
+    ? []
+    : (await marked()).filter(({ device, of }) => of === '' && own.has(realName(device)));
+  // Says that it is gone where there is nothing to do.
+  if (!there && left.length === 0) await group(context);
+  if (there) await lvm('vgremove', ['--force'], groupOf(pool));
+  const devices = there ? pool.source.devices : left.map(({ device }) => device);
+  for (const device of devices) await lvm('pvremove', ['--yes'], device);
+}
+
+/** A device has many names. */
+function realName(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    return path;
+  }
+}
+
+/** The disks that LVM has marked, and the group of each; '': of none. */
+async function marked(): Promise<{ device: string; of: string }[]> {
+  const rows = await report('pv', ['pv_name', 'vg_name'], []);
+  return rows.map(({ pv_name: device = '', vg_name: of = '' }) => ({ device, of }));
+}
+
 /** The volume groups of this host, each with its devices. */
 export const findGroups: Discover = async () => {
-  const rows = await report('pv', ['pv_name', 'vg_name'], []);
   const groups = new Map<string, string[]>();
-  for (const { vg_name: name = '', pv_name: device = '' } of rows)
-    if (name !== '') groups.set(name, [...(groups.get(name) ?? []), device]);
+  for (const { device, of } of await marked())
+    if (of !== '') groups.set(of, [...(groups.get(of) ?? []), device]);
   return [...groups].map(([name, devices]) => ({ name, devices, format: 'lvm2' }));
 };
