@@ -35,6 +35,26 @@ export function reservable(storage: Storage): Reservable {
 const STEP = 256 * 1024 * 1024;
 
 /**
+ * Gives a range that holds nothing yet its blocks: reserved, or, where the file system cannot do that (ext2 and ext3, NFS
+ * before 4.2), written with zeroes, as posix_fallocate(3) does.
+ * @throws SpindleError NO_SPACE, UNSUPPORTED (a device, or no file), ABORTED
+ */
+export async function reserveNew(
+  storage: Storage,
+  at: number,
+  length: number,
+  working: Working = {},
+): Promise<void> {
+  const target = reservable(storage);
+  try {
+    await target.reserve(at, length);
+  } catch (error) {
+    if (!isSpindleError(error, 'UNSUPPORTED') || !target.can.resize) throw error;
+    await fillWithZeroes(storage, at, length, working);
+  }
+}
+
+/**
  * Writes zeroes physically, in steps between which the work can be stopped. The whole range is reserved first where that
  * works, so that a lack of space shows before anything is written.
  * @throws SpindleError NO_SPACE, UNSUPPORTED, ABORTED

@@ -15,6 +15,7 @@ export const GIVEN_FILE = '/proc/self/fd/3';
 
 /** What the C library says for an error number, in the C locale, at the end of a program's complaint. */
 const WORDS: readonly (readonly [string, string])[] = [
+  ['keep size mode is unsupported', 'EOPNOTSUPP'],
   ['No space left on device', 'ENOSPC'],
   ['Disk quota exceeded', 'EDQUOT'],
   ['File too large', 'EFBIG'],

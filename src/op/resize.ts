@@ -1,4 +1,4 @@
-import { fillWithZeroes, reservable } from '../core/allocation.ts';
+import { fillWithZeroes, reserveNew } from '../core/allocation.ts';
 import { SpindleError } from '../core/errors.ts';
 import { LuksDriver } from '../format/luks/driver.ts';
 import type { Format } from '../format/open.ts';
@@ -82,7 +82,7 @@ async function resizeLuks(driver: LuksDriver, size: number, preallocation: Preal
   try {
     if (preallocation === 'full') await driver.resize(size);
     else await storage.resize(payloadOffset + size);
-    if (preallocation === 'falloc') await reservable(storage).reserve(payloadOffset + from, size - from);
+    if (preallocation === 'falloc') await reserveNew(storage, payloadOffset + from, size - from);
   } catch (error) {
     if (size > from) await storage.resize(end);
     throw error;
@@ -106,7 +106,7 @@ async function resizeRaw(
   await driver.resize(size);
   if (size <= from) return;
   try {
-    if (preallocation === 'falloc') await reservable(storage).reserve(end, size - from);
+    if (preallocation === 'falloc') await reserveNew(storage, end, size - from);
     if (preallocation === 'full') await fillWithZeroes(storage, end, size - from);
   } catch (error) {
     await driver.resize(from);

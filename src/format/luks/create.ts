@@ -1,4 +1,4 @@
-import { reservable } from '../../core/allocation.ts';
+import { reserveNew } from '../../core/allocation.ts';
 import { SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
 import { stopIfAborted, type Working } from '../../core/working.ts';
@@ -41,7 +41,7 @@ export async function createLuks(
       `the device has ${String(storage.size)} bytes; the image needs ${String(length)}`,
     );
   } else await storage.zero(0, origin);
-  if (preallocation === 'falloc') await reservable(storage).reserve(0, length);
+  if (preallocation === 'falloc') await reserveNew(storage, 0, length, working);
   if (preallocation === 'full') {
     const view = plainData(storage, made.cipher, { from: 'host', origin }).view(0, origin);
     for (let done = 0; done < size;) {

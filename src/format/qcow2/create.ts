@@ -1,5 +1,5 @@
 import { isPowerOfTwo } from '../../core/align.ts';
-import { fillWithZeroes, reservable } from '../../core/allocation.ts';
+import { fillWithZeroes, reserveNew } from '../../core/allocation.ts';
 import { bytesOf, setU64, viewOf } from '../../core/bytes.ts';
 import type { Crypto } from '../../core/crypto.ts';
 import { SpindleError } from '../../core/errors.ts';
@@ -216,8 +216,8 @@ async function allocateData(
   switch (options.preallocation) {
     case 'falloc':
       // Metadata too, so that the whole image has its space.
-      if (dataFile === null) await reservable(storage).reserve(0, plan.length);
-      else await reservable(dataFile).reserve(0, length);
+      if (dataFile === null) await reserveNew(storage, 0, plan.length, working);
+      else await reserveNew(dataFile, 0, length, working);
       break;
     case 'full':
       // Metadata too: its clusters are not filled, and no hole or merely reserved block is to be left in the file.

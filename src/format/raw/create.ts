@@ -1,4 +1,4 @@
-import { fillWithZeroes, reservable } from '../../core/allocation.ts';
+import { fillWithZeroes, reserveNew } from '../../core/allocation.ts';
 import { SpindleError } from '../../core/errors.ts';
 import type { Storage } from '../../core/storage.ts';
 import type { Working } from '../../core/working.ts';
@@ -29,6 +29,6 @@ export async function createRaw(
   }
   await storage.resize(size);
   if (size === 0) return;
-  if (preallocation === 'falloc') await reservable(storage).reserve(0, size);
+  if (preallocation === 'falloc') await reserveNew(storage, 0, size, working);
   if (preallocation === 'full') await fillWithZeroes(storage, 0, size, working);
 }

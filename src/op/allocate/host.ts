@@ -1,4 +1,5 @@
 import { reservable } from '../../core/allocation.ts';
+import { isSpindleError } from '../../core/errors.ts';
 import { ExtentFlag } from '../../core/extent.ts';
 import type { Storage } from '../../core/storage.ts';
 import { stopIfAborted } from '../../core/working.ts';
@@ -50,14 +51,25 @@ export class HostSpace {
     this.#signal = signal;
   }
 
-  /** Gives every byte of a range its space. @throws SpindleError NO_SPACE, UNSUPPORTED, ABORTED */
+  /** Gives every byte of a range its space, by zeroes where nothing can be reserved. @throws SpindleError NO_SPACE, UNSUPPORTED, ABORTED */
   async reserve(at: number, length: number): Promise<void> {
     if (isDevice(this.storage)) return;
     for await (const piece of this.#pieces(at, length)) {
       if (piece.kind === 'hole' || piece.kind === 'unknown') {
-        if (this.#acts) await reservable(this.storage).reserve(piece.at, piece.length, true);
-        this.tally.reserved += piece.length;
+        if (!this.#acts || (await this.#canReserve(piece))) this.tally.reserved += piece.length;
+        else await this.writeOut(piece.at, piece.length);
       }
+    }
+  }
+
+  /** Reserves it; false: the file system cannot. */
+  async #canReserve({ at, length }: Piece): Promise<boolean> {
+    try {
+      await reservable(this.storage).reserve(at, length, true);
+      return true;
+    } catch (error) {
+      if (!isSpindleError(error, 'UNSUPPORTED')) throw error;
+      return false;
     }
   }
 

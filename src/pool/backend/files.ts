@@ -4,6 +4,8 @@ import { dirname, join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { alignUp } from '../../core/align.ts';
 import { isSpindleError, SpindleError } from '../../core/errors.ts';
+import { reserveNew } from '../../core/allocation.ts';
+import { allocate as makeThick } from '../../op/allocate.ts';
 import { convert } from '../../op/convert.ts';
 import { create, type Preallocation, type Qcow2Options } from '../../op/create.ts';
 import { resize } from '../../op/resize.ts';
@@ -218,7 +220,7 @@ async function makeImage(path: string, request: VolumeRequest, pool: PoolDefinit
     if (!part && capacity % 512 === 0) return;
     const storage = await openFile(path, { write: true, noFollow: true });
     try {
-      if (part) await storage.reserve(0, allocation);
+      if (part) await reserveNew(storage, 0, allocation, { signal });
       // Images have whole sectors; volumes any number of bytes.
       if (storage.size !== capacity) await storage.resize(capacity);
       await storage.flush();
@@ -389,9 +391,14 @@ export async function resizeFile(_: Context, volume: VolumeFacts, request: Resiz
   try {
     await storage.reserve(0, size);
     await storage.flush();
+    return;
+  } catch (error) {
+    if (!isSpindleError(error, 'UNSUPPORTED')) throw error;
   } finally {
     await storage.close();
   }
+  // The file system cannot reserve: zeroes are written where nothing is.
+  await makeThick(path, { policy: 'thick-lazy', format: 'raw', gate, noFollow: true });
 }
 
 /** Bytes of the guard reserve. */
@@ -416,7 +423,7 @@ export async function setGuardFile({ pool }: Context, bytes: number): Promise<vo
     const unfinished = unfinishedPath(pool.target.path);
     const storage = await openFile(unfinished, { create: 'exclusive' });
     try {
-      await storage.reserve(0, bytes);
+      await reserveNew(storage, 0, bytes);
       await storage.flush();
       await storage.close();
       await rename(unfinished, path);

@@ -240,6 +240,15 @@ nfs_pool() {
     pass "nfs: it is gone, and nothing is left ($round)" test "$(ls -A /srv/exp | grep -c -e race -e spindle-new)" = 0
     pass "nfs: nobody crashed ($round)" test "$(grep -c 'internal error' /tmp/all-said)" = 0
   done
+  # NFS before 4.2 cannot reserve space.
+  pass 'nfs 4.1: define' spindle pool-define-as nfs41 netfs --source-host 127.0.0.1 --source-path /srv/exp --source-format nfs --source-protocol-ver 4.1 --target /mnt/nfs41
+  pass 'nfs 4.1: start with build' spindle pool-start nfs41 --build
+  pass 'nfs 4.1: volume' spindle vol-create-as nfs41 whole 4M
+  pass 'nfs 4.1: it has all of its space' test "$(stat -c %b /srv/exp/whole)" -ge 8192
+  pass 'nfs 4.1: thick in place' spindle vol-allocate clone.img thick-lazy --pool nfs41
+  pass 'nfs 4.1: delete' spindle vol-delete whole --pool nfs41
+  pass 'nfs 4.1: destroy' spindle pool-destroy nfs41
+  pass 'nfs 4.1: undefine' spindle pool-undefine nfs41
   rpc.nfsd 0
   refuse 'nfs: the server is gone' POOL_GONE within 60 spindle vol-list nfs
   refuse 'nfs: told by refresh, which stops the pool' POOL_GONE within 60 spindle pool-refresh nfs

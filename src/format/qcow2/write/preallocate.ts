@@ -1,5 +1,5 @@
 import { divUp } from '../../../core/align.ts';
-import { fillWithZeroes, reservable } from '../../../core/allocation.ts';
+import { fillWithZeroes, reserveNew } from '../../../core/allocation.ts';
 import { ZERO } from '../entry.ts';
 import type { Qcow2Preallocation } from '../plan.ts';
 import { ALL, pointTo, type L2Entry } from './l2-editor.ts';
@@ -84,6 +84,6 @@ async function fill(
   const { data } = whole;
   if (!clean && mode !== 'full') await data.zero(at, length, { keepAllocated: mode === 'falloc' });
   // A device has its space.
-  if (mode === 'falloc' && data.can.resize) await reservable(data).reserve(at, length);
+  if (mode === 'falloc' && data.can.resize) await reserveNew(data, at, length);
   if (mode === 'full') await fillWithZeroes(data, at, length);
 }
