@@ -241,14 +241,21 @@ nfs_pool() {
     pass "nfs: nobody crashed ($round)" test "$(grep -c 'internal error' /tmp/all-said)" = 0
   done
   # NFS before 4.2 cannot reserve space.
-  pass 'nfs 4.1: define' spindle pool-define-as nfs41 netfs --source-host 127.0.0.1 --source-path /srv/exp --source-format nfs --source-protocol-ver 4.1 --target /mnt/nfs41
+  mkdir /srv/exp/older
+  pass 'nfs 4.1: define' spindle pool-define-as nfs41 netfs --source-host 127.0.0.1 --source-path /srv/exp/older --source-format nfs --source-protocol-ver 4.1 --target /mnt/nfs41
   pass 'nfs 4.1: start with build' spindle pool-start nfs41 --build
+  pass 'nfs 4.1: it is mounted as said' says '127.0.0.1:/srv/exp/older /mnt/nfs41 nfs4 .*vers=4.1' cat /proc/mounts
   pass 'nfs 4.1: volume' spindle vol-create-as nfs41 whole 4M
-  pass 'nfs 4.1: it has all of its space' test "$(stat -c %b /srv/exp/whole)" -ge 8192
-  pass 'nfs 4.1: thick in place' spindle vol-allocate clone.img thick-lazy --pool nfs41
+  pass 'nfs 4.1: it has all of its space' test "$(stat -c %b /srv/exp/older/whole)" -ge 8192
+  pass 'nfs 4.1: thin' spindle vol-create-as nfs41 sparse 4M --allocation 0
+  pass 'nfs 4.1: it has no space' test "$(stat -c %b /srv/exp/older/sparse)" -lt 64
+  pass 'nfs 4.1: thick in place' spindle vol-allocate sparse thick-lazy --pool nfs41
+  pass 'nfs 4.1: it has its space' test "$(stat -c %b /srv/exp/older/sparse)" -ge 8192
   pass 'nfs 4.1: delete' spindle vol-delete whole --pool nfs41
+  pass 'nfs 4.1: delete the other' spindle vol-delete sparse --pool nfs41
   pass 'nfs 4.1: destroy' spindle pool-destroy nfs41
   pass 'nfs 4.1: undefine' spindle pool-undefine nfs41
+  rmdir /srv/exp/older
   rpc.nfsd 0
   refuse 'nfs: the server is gone' POOL_GONE within 60 spindle vol-list nfs
   refuse 'nfs: told by refresh, which stops the pool' POOL_GONE within 60 spindle pool-refresh nfs
