@@ -85,7 +85,7 @@ export class HostSpace {
         const run = await this.#extent(piece.at + done, piece.length - done);
         if (run.hole) await this.#writeZeroes(run.at, run.length);
         else if (piece.kind !== 'unknown') await this.#rewrite(run.at, run.length);
-        else if (!this.storage.can.extents) {
+        else if (await this.#mayHideHoles()) {
           const zeroes = new JoinedRuns((from, to) => this.#writeZeroes(from, to - from));
           await this.#zeroRuns(run.at, run.length, UNIT, zeroes);
           await zeroes.end();
@@ -172,6 +172,15 @@ export class HostSpace {
     if (!this.storage.can.extents) return { at, length, hole: false };
     const extent = await this.storage.extent(at, length);
     return { at, length: extent.length, hole: (extent.flags & ExtentFlag.ZERO) !== 0 };
+  }
+
+  /**
+   * Whether what the host calls data may be holes: it tells of none at all, or has fewer blocks than the file is long.
+   * NFS before 4.2 and FUSE file systems call all of a file data.
+   */
+  async #mayHideHoles(): Promise<boolean> {
+    const { storage } = this;
+    return !storage.can.extents || ((await storage.allocatedSize?.()) ?? 0) < storage.size;
   }
 
   async #writeZeroes(at: number, length: number): Promise<void> {
