@@ -3,8 +3,8 @@
 
 use crate::failure::{Failure, Outcome, descriptor, whole};
 use crate::{
-    allocate, batch, buffer, cached, clone, codec, deflate, device, flags, lock, packed, sparse,
-    transfer, workload, zero,
+    allocate, batch, buffer, cached, clone, codec, compare, deflate, device, flags, lock, packed,
+    sparse, transfer, workload, zero,
 };
 use napi::bindgen_prelude::{
     AsyncTask, BufferSlice, Float64Array, ToNapiValue, TypeName, Uint8Array,
@@ -162,6 +162,36 @@ fn runs_of(list: &[u64]) -> Vec<transfer::Run> {
     let (runs, _) = list.as_chunks::<3>();
     runs.iter()
         .map(|&[from, to, length]| transfer::Run { from, to, length })
+        .collect()
+}
+
+/// Pairs are first, second, length, sides (1: the first file alone, 2: the second, 3: both), first... Resolves to the
+/// first byte that differs, or -1.
+#[napi]
+pub fn compare_runs(first: f64, second: f64, pairs: Float64Array) -> Result<Promise<f64>> {
+    const CALL: &str = "pread";
+    let (first, second) = (descriptor(first)?, descriptor(second)?);
+    let list = numbers(&pairs, CALL)?;
+    Ok(job(move || {
+        let found = compare::compare_runs(first, second, &pairs_of(&list))?;
+        Ok(found.map_or(-1.0, |at| at as f64))
+    }))
+}
+
+fn pairs_of(list: &[u64]) -> Vec<compare::Pair> {
+    let (pairs, _) = list.as_chunks::<4>();
+    pairs
+        .iter()
+        .map(|&[first, second, length, sides]| compare::Pair {
+            first,
+            second,
+            length,
+            sides: match sides {
+                1 => compare::Sides::First,
+                2 => compare::Sides::Second,
+                _ => compare::Sides::Both,
+            },
+        })
         .collect()
 }
 

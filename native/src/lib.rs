@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod cached;
 pub mod clone;
 pub mod codec;
+pub mod compare;
 pub mod deflate;
 pub mod device;
 pub mod failure;

@@ -43,6 +43,12 @@ impl Scratch {
         scratch
     }
 
+    pub fn holding(bytes: &[u8]) -> Self {
+        let mut scratch = Self::new();
+        scratch.file.write_all(bytes).unwrap();
+        scratch
+    }
+
     /// Another open file description of the same file, for reading.
     pub fn read_only(&self) -> Self {
         Self {

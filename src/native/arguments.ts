@@ -72,6 +72,16 @@ export function checkRuns(source: number, target: number, runs: Float64Array, sk
   checkWhole('a unit', skip);
 }
 
+/** @throws RangeError unless `pairs` is first, second, length, sides of each, whole numbers, and sides 1 to 3 */
+export function checkPairs(first: number, second: number, pairs: Float64Array): void {
+  checkDescriptor(first);
+  checkDescriptor(second);
+  checkNumbers(pairs, 4);
+  for (let i = 3; i < pairs.length; i += 4)
+    if (pairs[i] === 0 || (pairs[i] ?? 0) > 3)
+      throw new RangeError(`sides are 1, 2 or 3, not ${String(pairs[i])}`);
+}
+
 /** @throws RangeError unless `ranges` is offset, length of each, whole numbers, and `unit` at least 1 */
 export function checkRanges(fd: number, ranges: Float64Array, unit: number): void {
   checkDescriptor(fd);

@@ -13,6 +13,7 @@ import {
   checkExtentSizeHint,
   checkPacking,
   checkPieces,
+  checkPairs,
   checkRanges,
   checkRuns,
   checkSpan,
@@ -31,6 +32,7 @@ interface Addon {
   fiemap(fd: number, offset: number, length: number, limit: number, sync: boolean): Promise<Float64Array>;
   cloneRuns(source: number, target: number, runs: Float64Array): Promise<void>;
   copyRuns(source: number, target: number, runs: Float64Array, skip: number): Promise<number>;
+  compareRuns(first: number, second: number, pairs: Float64Array): Promise<number>;
   zeroRanges(fd: number, ranges: Float64Array, unit: number): Promise<Uint8Array>;
   expandPieces(
     source: number,
@@ -192,6 +194,14 @@ function wrap(addon: Addon): Native {
       return settle(
         now(() => addon.copyRuns(source, target, runs, skip), { fd: target }),
         { fd: target },
+      );
+    },
+
+    async compareRuns(first, second, pairs) {
+      checkPairs(first, second, pairs);
+      return settle(
+        now(() => addon.compareRuns(first, second, pairs), {}),
+        {},
       );
     },
 

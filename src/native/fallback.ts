@@ -21,6 +21,7 @@ import {
   checkDescriptor,
   checkPacking,
   checkPieces,
+  checkPairs,
   checkRanges,
   checkRuns,
   checkSpan,
@@ -77,6 +78,11 @@ export const twins: Native = {
     checkRuns(source, target, runs, skip);
     const { copyRuns } = await import('./transfer.ts');
     return copyRuns(source, target, runs, skip);
+  },
+  async compareRuns(first, second, pairs) {
+    checkPairs(first, second, pairs);
+    const { compareRuns } = await import('./transfer.ts');
+    return compareRuns(first, second, pairs);
   },
   async zeroRanges(fd, ranges, unit) {
     checkRanges(fd, ranges, unit);

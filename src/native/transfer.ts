@@ -1,6 +1,7 @@
 import { read, write } from 'node:fs';
 import { promisify } from 'node:util';
 import { isZero } from '../core/bytes.ts';
+import { firstDifference } from './difference.ts';
 import { systemError } from './errno.ts';
 
 /** Bytes read before they are written. */
@@ -38,6 +39,26 @@ export async function putFilled(
     written += end - start;
   }
   return written;
+}
+
+/** The twin of `compare_runs` in `native/src/compare.rs`. */
+export async function compareRuns(first: number, second: number, pairs: Float64Array): Promise<number> {
+  let before = 0;
+  for (let pair = 0; pair < pairs.length; pair += 4) {
+    const [one = 0, other = 0, length = 0, sides = 0] = pairs.subarray(pair, pair + 4);
+    for (let done = 0; done < length; done += STEP) {
+      const [a, b] = [
+        new Uint8Array(Math.min(STEP, length - done)),
+        new Uint8Array(Math.min(STEP, length - done)),
+      ];
+      if (sides !== 2) await getAll(first, a, one + done);
+      if (sides !== 1) await getAll(second, b, other + done);
+      const found = firstDifference(a, b);
+      if (found >= 0) return before + done + found;
+    }
+    before += length;
+  }
+  return -1;
 }
 
 /** The twin of `zero_ranges` in `native/src/transfer.rs`. */
@@ -85,12 +106,17 @@ export async function* steps(
   const buffer = new Uint8Array(Math.min(step, length));
   for (let done = 0; done < length; done += step) {
     const bytes = buffer.subarray(0, Math.min(step, length - done));
-    for (let had = 0; had < bytes.length;) {
-      const count = await get(fd, bytes.subarray(had), at + done + had);
-      if (count === 0) throw systemError('EIO', 'pread', { fd });
-      had += count;
-    }
+    await getAll(fd, bytes, at + done);
     yield { bytes, done };
+  }
+}
+
+/** Fills all of `into`. @throws SpindleError IO at an early end */
+async function getAll(fd: number, into: Uint8Array, at: number): Promise<void> {
+  for (let had = 0; had < into.length;) {
+    const count = await get(fd, into.subarray(had), at + had);
+    if (count === 0) throw systemError('EIO', 'pread', { fd });
+    had += count;
   }
 }
 

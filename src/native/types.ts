@@ -53,6 +53,14 @@ export interface Native {
   copyRuns(source: number, target: number, runs: Float64Array, skip: number): Promise<number>;
 
   /**
+   * The first byte that differs between ranges of two files, counted over the ranges one after the other; -1: none does.
+   * `pairs` holds first, second, length, sides of each: where it begins in either file, and 3 for both files, 1 or 2 for
+   * that one against zeroes.
+   * @throws IO also where a file ends before its range does
+   */
+  compareRuns(first: number, second: number, pairs: Float64Array): Promise<number>;
+
+  /**
    * One byte a unit of `unit` bytes of each range of a file, the ranges (offset, length of each) one after the other: 1
    * where all bytes are zero, else 0. The last unit of a range may be short.
    * @throws IO also where the file ends before a range does

@@ -5,6 +5,7 @@ import { stopIfAborted, type Working } from '../core/working.ts';
 import type { Image } from '../format/image.ts';
 import { blockStatus, type BlockStatus } from '../format/status.ts';
 import { firstDifference } from '../native/difference.ts';
+import { CALL, cutPart, filePart, firstDifferenceIn, joinParts, type FileParts } from './compare/files.ts';
 import { CHUNK } from './copy/chunks.ts';
 import { openImageFile, type OpenFileOptions } from './open.ts';
 
@@ -110,6 +111,8 @@ interface Part {
 type Step =
   /** It must be read on the sides that do not read as zeroes. */
   | ({ readonly kind: 'read'; readonly sides: readonly [boolean, boolean] } & Part)
+  /** It must be read, and the addon can do that; what lies between its parts is the same. */
+  | ({ readonly kind: 'files'; readonly files: FileParts } & Part)
   | ({ readonly kind: 'same' } & Part)
   | ({ readonly kind: 'mismatch' } & Part);
 
@@ -118,6 +121,8 @@ interface Pending {
   readonly step: Step;
   readonly buffers: readonly [Uint8Array, Uint8Array];
   readonly reading: Promise<unknown>;
+  /** Where on the disk the files differ first; -1: nowhere; null: they must be read here. */
+  readonly found?: Promise<number | null>;
 }
 
 const NOTHING = new Uint8Array(0);
@@ -129,7 +134,7 @@ class Comparison {
   readonly #whole: boolean;
   readonly #idle: Uint8Array[] = [];
   readonly #zeroes = new Uint8Array(CHUNK);
-  #read = 0;
+  #bytes = 0;
 
   constructor(a: Image, b: Image, options: CompareOptions, whole: boolean) {
     this.#images = [a, b];
@@ -142,7 +147,7 @@ class Comparison {
     const sizes = [a.size, b.size] as const;
     const sizeDiffers = this.#options.strict === true && a.size !== b.size;
     const difference = sizeDiffers ? { kind: 'size' as const, offset: null } : await this.#find();
-    return { difference, sizes, read: this.#read };
+    return { difference, sizes, read: this.#bytes };
   }
 
   async #find(): Promise<Difference | null> {
@@ -182,13 +187,22 @@ class Comparison {
   }
 
   #begin(step: Step): Pending {
-    if (step.kind !== 'read') return { step, buffers: [NOTHING, NOTHING], reading: Promise.resolve() };
+    const nothing = { step, buffers: [NOTHING, NOTHING] as const, reading: Promise.resolve() };
+    if (step.kind === 'read') return this.#read(step);
+    if (step.kind !== 'files') return nothing;
+    this.#bytes += step.files.bytes;
+    // What fails is read here, where it is known which image that was.
+    const found = firstDifferenceIn(step.files).catch(() => null);
+    return { ...nothing, reading: found, found };
+  }
+
+  #read(step: Extract<Step, { kind: 'read' }>): Pending {
     const side = (index: 0 | 1): Uint8Array =>
       step.sides[index]
         ? (this.#idle.pop() ?? new Uint8Array(CHUNK)).subarray(0, step.length)
         : this.#zeroes.subarray(0, step.length);
     const buffers = [side(0), side(1)] as const;
-    this.#read += step.length;
+    this.#bytes += step.length;
     const reading = Promise.allSettled(
       this.#images.map((image, index) =>
         step.sides[index] === true
@@ -199,7 +213,12 @@ class Comparison {
     return { step, buffers, reading };
   }
 
-  async #finish({ step, buffers, reading }: Pending): Promise<Difference | null> {
+  async #finish({ step, buffers, reading, found: asked }: Pending): Promise<Difference | null> {
+    if (step.kind === 'files') {
+      const at = (await asked) ?? null;
+      if (at === null) return this.#finishHere(step.files);
+      return at < 0 ? null : { kind: 'content', offset: at };
+    }
     if (step.kind === 'same') return null;
     if (step.kind === 'mismatch') return { kind: 'status', offset: step.at };
     const results = (await reading) as readonly PromiseSettledResult<void>[];
@@ -212,7 +231,18 @@ class Comparison {
     return null;
   }
 
-  /** The parts of the disk in ascending order; those that are read are within one {@link CHUNK} of it. */
+  /** Reads what the addon could not. */
+  async #finishHere({ parts, bytes }: FileParts): Promise<Difference | null> {
+    this.#bytes -= bytes;
+    for (const { at, length, first, second } of parts)
+      for (const piece of pieces({ kind: 'read', at, length, sides: [first !== null, second !== null] })) {
+        const difference = await this.#finish(this.#begin(piece));
+        if (difference !== null) return difference;
+      }
+    return null;
+  }
+
+  /** The parts of the disk in ascending order; those that are read here are within one {@link CHUNK} of it. */
   async *#steps(): AsyncGenerator<Step> {
     let open: Step | null = null;
     for await (const step of this.#parts()) {
@@ -241,7 +271,12 @@ class Comparison {
         return;
       }
       if ((zeroA && zeroB) || this.#samePlace(a, b, offset)) yield { ...part, kind: 'same' };
-      else yield { ...part, kind: 'read', sides: [!zeroA, !zeroB] };
+      else {
+        const files = filePart(a, b, offset, part.length);
+        yield files === null
+          ? { ...part, kind: 'read', sides: [!zeroA, !zeroB] }
+          : { ...part, kind: 'files', files };
+      }
       offset = end;
     }
   }
@@ -312,24 +347,33 @@ function identityOf(storage: unknown): string | null {
   return typeof identity === 'string' ? identity : null;
 }
 
-/** A step as steps that each lie within one chunk of the disk, where they are read. */
+/** A step as steps that each lie within one unit of the disk, where they are read. */
 function* pieces(step: Step): Generator<Step> {
-  if (step.kind !== 'read') {
+  if (step.kind !== 'read' && step.kind !== 'files') {
     yield step;
     return;
   }
+  const unit = step.kind === 'files' ? CALL : CHUNK;
   const end = step.at + step.length;
   for (let start = step.at; start < end;) {
-    const stop = Math.min(end, alignDown(start, CHUNK) + CHUNK);
-    yield { ...step, at: start, length: stop - start };
+    const stop = Math.min(end, alignDown(start, unit) + unit);
+    const part = { at: start, length: stop - start };
+    yield step.kind === 'read'
+      ? { ...step, ...part }
+      : { ...step, ...part, files: cutPart(step.files, start - step.at, part.length) };
     start = stop;
   }
 }
 
 /** Two neighbours as one step, where that can be. */
 function join(a: Step, b: Step): Step | null {
-  if (a.kind !== b.kind || a.kind === 'mismatch') return null;
   const joined = { ...a, length: a.length + b.length };
+  if (a.kind === 'files' && b.kind === 'files') {
+    const files = joinParts(a.files, b.files);
+    return files === null ? null : { ...joined, kind: 'files', files };
+  }
+  if (a.kind === 'files' && b.kind === 'same') return joined;
+  if (a.kind !== b.kind || a.kind === 'mismatch') return null;
   if (a.kind !== 'read' || b.kind !== 'read') return joined;
   if (isAligned(b.at, CHUNK)) return null;
   return { ...joined, kind: 'read', sides: [a.sides[0] || b.sides[0], a.sides[1] || b.sides[1]] };

@@ -74,6 +74,50 @@ describe.each(sides)(`many ranges in one call by the $kind (seed ${String(seed)}
     expect(await side.zeroRanges(fd, new Float64Array(0), 512)).toHaveLength(0);
   }, 60_000);
 
+  it('compareRuns finds the first byte that differs, also from zeroes', async () => {
+    const { fd, bytes } = source();
+    for (let round = 0; round < 40; round++) {
+      const other = open(`other-${side.kind}`);
+      const there = Buffer.alloc(SIZE);
+      const pairs: number[] = [];
+      const [one, two]: Buffer[][] = [[], []];
+      for (let to = 0; to < SIZE;) {
+        const length = Math.min(SIZE - to, random(3) === 0 ? random(600_000) : random(5000));
+        const from = random(SIZE - length);
+        const zero = bytes.subarray(from, from + length).every((byte) => byte === 0);
+        const sides = zero && random(2) === 0 ? 1 + random(2) : 3;
+        bytes.copy(there, to, from, from + length);
+        // What does not count on the other side may be anything.
+        pairs.push(sides === 2 ? 2 ** 50 : from, sides === 1 ? 2 ** 50 : to, length, sides);
+        const none = Buffer.alloc(length);
+        one?.push(sides === 2 ? none : bytes.subarray(from, from + length));
+        two?.push(sides === 1 ? none : there.subarray(to, to + length));
+        to += length;
+      }
+      if (round % 4 > 0)
+        for (let left = random(3); left >= 0; left--) there.writeUInt8(random(256), random(SIZE));
+      writeSync(other, there, 0, SIZE, 0);
+      const [a, b] = [Buffer.concat(one ?? []), Buffer.concat(two ?? [])];
+      const expected = a.findIndex((byte, at) => byte !== b[at]);
+      expect(await side.compareRuns(fd, other, Float64Array.from(pairs))).toBe(expected);
+      if (round % 4 === 0) expect(expected).toBe(-1);
+    }
+    expect(await side.compareRuns(fd, fd, new Float64Array(0))).toBe(-1);
+    for (const sides of [1, 2, 3])
+      expect(
+        await outcome(() => side.compareRuns(fd, fd, Float64Array.from([SIZE - 10, SIZE - 10, 11, sides]))),
+      ).toEqual({ code: 'IO' });
+    for (const bad of [
+      [1, 2, 3],
+      [0, 0, 1, 0],
+      [0, 0, 1, 4],
+      [0, 0.5, 1, 3],
+    ])
+      expect(await outcome(() => side.compareRuns(fd, fd, Float64Array.from(bad)))).toEqual({
+        thrown: 'RangeError',
+      });
+  }, 60_000);
+
   it('tells of a source that ends, of what cannot be written, and of what is no list', async () => {
     const { fd } = source();
     const target = open(`errors-${side.kind}`);
