@@ -1,11 +1,13 @@
-// One process and 1,000 images: many.ts spindle|qemu-img create|info FOLDER LIBRARY. Ours from the library, theirs by a process each.
-import { spawnSync } from 'node:child_process';
+// One process and 1,000 images: many.ts spindle|qemu-img create|info FOLDER LIBRARY LANES, so many at a time. Ours from the library,
+// theirs by a process each.
+import { execFile, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { promisify } from 'node:util';
 
 const COUNT = 1000;
-const [whose, what, folder = '.', library = ''] = process.argv.slice(2);
+const [whose, what, folder = '.', library = '', lanes = '1'] = process.argv.slice(2);
 const { create, info } = (await import(pathToFileURL(library).href)) as typeof import('../../src/index.ts');
 
 const images = join(folder, what === 'create' ? 'many' : 'many-to-see');
@@ -13,11 +15,21 @@ const pathOf = (index: number): string => join(images, `${String(index)}.qcow2`)
 const ready = existsSync(pathOf(COUNT - 1));
 mkdirSync(images, { recursive: true });
 
+const spawned = promisify(execFile);
+
+async function createOne(program: string | undefined, path: string): Promise<void> {
+  const words = ['create', '-q', '-f', 'qcow2', path, '10G'];
+  if (program === 'spindle') await create({ path, format: 'qcow2', size: 10 * 1024 ** 3 });
+  else if (lanes === '1') run(...words);
+  else await spawned('qemu-img', words);
+}
+
 async function createAll(program: string | undefined): Promise<void> {
-  for (let index = 0; index < COUNT; index++) {
-    if (program === 'spindle') await create({ path: pathOf(index), format: 'qcow2', size: 10 * 1024 ** 3 });
-    else run('create', '-q', '-f', 'qcow2', pathOf(index), '10G');
-  }
+  let next = 0;
+  const lane = async (): Promise<void> => {
+    while (next < COUNT) await createOne(program, pathOf(next++));
+  };
+  await Promise.all(Array.from({ length: Number(lanes) }, lane));
 }
 
 function run(...words: readonly string[]): string {

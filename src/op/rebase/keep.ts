@@ -7,7 +7,8 @@ import type { Image } from '../../format/image.ts';
 import type { Geometry } from '../../format/qcow2/geometry.ts';
 import { layerStatus } from '../../format/status.ts';
 import { CHUNK } from '../copy/chunks.ts';
-import { piecesOf, suspects, type Range } from './suspects.ts';
+import { differing } from './differing.ts';
+import { piecesOf, suspects, type Range, type Suspect } from './suspects.ts';
 
 /** What was taken into an image so that its disk stays as it is. Bytes. */
 export interface Kept {
@@ -47,6 +48,7 @@ class KeepJob {
   readonly #unit: number;
   readonly #options: KeepOptions;
   readonly #idle: Uint8Array[] = [];
+  #passed = 0;
   readonly kept = { copied: 0, zeroed: 0 };
 
   constructor(image: DiskImage, next: Image | null, unit: number, options: KeepOptions) {
@@ -57,7 +59,6 @@ class KeepJob {
   }
 
   async run(): Promise<void> {
-    const { signal, onProgress } = this.#options;
     const { size } = this.#image;
     const queue: { readonly at: number; readonly read: Promise<readonly [Uint8Array, Uint8Array]> }[] = [];
     const step = async (): Promise<void> => {
@@ -66,10 +67,13 @@ class KeepJob {
       const [old, other] = await first.read;
       await this.#compare(first.at, old, other);
       for (const bytes of [old, other]) this.#idle.push(new Uint8Array(bytes.buffer));
-      onProgress?.(first.at + old.length, size);
+      this.#progress(first.at + old.length);
     };
     try {
-      for await (const piece of piecesOf(this.#suspects(), this.#unit, size)) {
+      const ranges = differing(this.#suspects(), (at) => {
+        this.#progress(at);
+      });
+      for await (const piece of piecesOf(ranges, this.#unit, size)) {
         const read = this.#read(piece);
         // Its turn comes later; until then a failure is nobody's.
         read.catch(() => undefined);
@@ -80,11 +84,17 @@ class KeepJob {
     } finally {
       await Promise.allSettled(queue.map(({ read }) => read));
     }
-    stopIfAborted(signal);
-    onProgress?.(size, size);
+    stopIfAborted(this.#options.signal);
+    this.#progress(size);
   }
 
-  async *#suspects(): AsyncGenerator<Range> {
+  /** What is known to be the same runs ahead of what is read and written. */
+  #progress(at: number): void {
+    this.#passed = Math.max(this.#passed, at);
+    this.#options.onProgress?.(this.#passed, this.#image.size);
+  }
+
+  async *#suspects(): AsyncGenerator<Suspect> {
     for await (const range of suspects(this.#image, this.#next)) {
       stopIfAborted(this.#options.signal);
       yield range;

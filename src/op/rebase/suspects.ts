@@ -1,6 +1,7 @@
 import { alignDown, alignUp } from '../../core/align.ts';
 import type { Image } from '../../format/image.ts';
 import { blockStatus, layerStatus, type BlockStatus } from '../../format/status.ts';
+import { filePart, type FileParts, type Side } from '../compare/files.ts';
 import { CHUNK } from '../copy/chunks.ts';
 
 /** A range of the disk. Bytes. */
@@ -9,18 +10,27 @@ export interface Range {
   readonly length: number;
 }
 
+/** A range that may read otherwise, and where its bytes are, if they lie in files as they are. */
+export interface Suspect extends Range {
+  readonly files: FileParts | null;
+}
+
 /**
  * The parts of a disk that its top layer leaves to what is below, and where that may read otherwise when `next` takes
  * the place of the present backing file. What is known to be the same is left out without reading it: zeroes here and
  * there, and data of the same layer or at the same place of the same file.
  */
-export async function* suspects(image: Image, next: Image | null): AsyncGenerator<Range> {
+export async function* suspects(image: Image, next: Image | null): AsyncGenerator<Suspect> {
   for (let at = 0; at < image.size;) {
     const { length, allocated } = await layerStatus(image, at, image.size - at);
     for (let done = allocated ? length : 0; done < length;) {
       const old = await statusBelow(image.backing, at + done, length - done);
       const other = await statusBelow(next, at + done, old.length);
-      if (!surelySame(old, other)) yield { at: at + done, length: other.length };
+      if (!surelySame(old, other)) {
+        const [start, there] = [at + done, other.length];
+        const [one, two] = [old, other].map(({ status }): Side => ({ start, status })) as [Side, Side];
+        yield { at: start, length: there, files: filePart(one, two, start, there) };
+      }
       done += other.length;
     }
     at += length;

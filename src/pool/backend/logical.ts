@@ -89,7 +89,8 @@ async function build({ pool }: Context, mode: BuildMode): Promise<void> {
   if (mode !== 'overwrite')
     for (const device of devices) {
       const found = await contentOf(device);
-      if (found !== undefined)
+      // A build that was killed leaves disks that LVM has marked and no group has.
+      if (found !== undefined && !(found === 'LVM2_member' && (await isMarkedFree(device))))
         throw new SpindleError('EXISTS', `'${device}' holds ${found} already; --overwrite would destroy it`, {
           path: device,
         });
@@ -278,7 +279,7 @@ async function fill(path: string, request: VolumeRequest): Promise<void> {
     );
 }
 
-/** Removes volumes that were being filled when a command died; while any is being made, all stay. */
+/** Removes what was being made when a command died; while any volume is being made, all stays. */
 async function removeUnfinished(context: Context): Promise<void> {
   const { pool, home } = context;
   const busy = 'volumes are being made';
@@ -287,10 +288,9 @@ async function removeUnfinished(context: Context): Promise<void> {
     'exclusive',
     busy,
     async () => {
-      const names = (await rowsOf(context)).flatMap((row) => row['lv_name'] ?? []);
-      for (const name of new Set(names.filter((one) => one.startsWith(UNFINISHED))))
+      for (const name of leftIn(await rowsOf(context)))
         // One that somebody looks at stays until the next time: the pool is no worse for it.
-        await lvm('lvremove', ['--force'], `${groupOf(pool)}/${name}`).catch((error: unknown) => {
+        await removeLeft(`${groupOf(pool)}/${name}`, name === THIN).catch((error: unknown) => {
           if (!isSpindleError(error)) throw error;
         });
     },
@@ -298,6 +298,20 @@ async function removeUnfinished(context: Context): Promise<void> {
   ).catch((error: unknown) => {
     if (!isSpindleError(error, 'IN_USE')) throw error;
   });
+}
+
+/** An inactive thin pool is removed unasked only if it has no volumes: none that somebody has just made is lost with it. */
+async function removeLeft(path: string, thinPool: boolean): Promise<void> {
+  if (thinPool) await lvm('lvchange', ['--activate', 'n'], path);
+  await lvm('lvremove', thinPool ? [] : ['--force'], path);
+}
+
+/** Volumes that were never completed, and then the thin pool if it has no others: it keeps space from linear ones. */
+export function leftIn(rows: readonly Row[]): string[] {
+  const names = new Set(rows.flatMap((row) => row['lv_name'] ?? []));
+  const unfinished = [...names].filter((name) => name.startsWith(UNFINISHED));
+  const used = rows.some((row) => row['pool_lv'] === THIN && !unfinished.includes(row['lv_name'] ?? ''));
+  return [...unfinished, ...(names.has(THIN) && !used ? [THIN] : [])];
 }
 
 /** The thin pool for the first thin volume: half of what is free, for linear volumes want some too. */
@@ -434,6 +448,11 @@ function realName(path: string): string {
 async function marked(): Promise<{ device: string; of: string }[]> {
   const rows = await report('pv', ['pv_name', 'vg_name'], []);
   return rows.map(({ pv_name: device = '', vg_name: of = '' }) => ({ device, of }));
+}
+
+async function isMarkedFree(device: string): Promise<boolean> {
+  const name = realName(device);
+  return (await marked()).some((one) => one.of === '' && realName(one.device) === name);
 }
 
 /** The volume groups of this host, each with its devices. */
